@@ -1,0 +1,1 @@
+"""Models: torch, no file formats. "Here are tensors."."""

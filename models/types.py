@@ -1,0 +1,283 @@
+"""What a model eats, what it gives, and the three shapes a model can have. Dataclasses and protocols; no layers.
+
+Tensors are written `[B, K, D]`; coordinates are level-0 pixels, (y, x), pixel centres at i + 0.5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchdrive.readers.errors import ModelError
+from patchdrive.readers.geometry import Level
+
+OutputKind = Literal["vector", "probability", "classes", "image"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTraits:
+    """What a model may need to know of an image before it sees a pixel. Built-ins shape themselves to it."""
+
+    channels: tuple[str, ...] = ("red", "green", "blue")
+    """Channel names."""
+    dtype: str = "uint8"
+    """Of the stored pixels, numpy's name."""
+    kind: Literal["slide", "scene"] = "slide"
+    """Microscopy, or anything with a place on a map."""
+
+    @property
+    def value_range(self) -> float:
+        """Largest stored value of an integer image; 1.0 for floats."""
+        dtype = np.dtype(self.dtype)
+        return float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """One named output of a model."""
+
+    name: str
+    """Key in the mapping the model returns, and name in the store."""
+    kind: OutputKind
+    """`vector` [n, C]; the others are maps [n, C, size/stride, size/stride]: `probability` C independent maps in [0, 1],
+    `classes` C probabilities that sum to one (the store leaves the label map and the top probability), `image` values of any range."""
+    channels: tuple[str, ...]
+    """C names: of a vector's columns, of classes, of an image's channels."""
+    dtype: str = "float32"
+    """Stored dtype of a vector or an image; probabilities and labels are uint8 in the store."""
+    stride: int = 1
+    """Input pixels per map pixel."""
+    halo: int = 0
+    """Input pixels on each side that are context only and are not written; a multiple of `stride`."""
+    colors: tuple[str, ...] = ()
+    """One RRGGBB per channel, for viewers; empty for defaults."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What a model eats and gives. Travels with the weights and into the store.
+
+    Outputs are one vector, or any number of maps that share a halo: a table is computed by rows and a map by area.
+
+    Raises:
+        ModelError: the fields contradict each other.
+    """
+
+    name: str
+    """Short name, used for tables and maps in the store."""
+    channels: int
+    """Input channels."""
+    size: int
+    """Side of the square it eats, in pixels."""
+    any_size: bool = False
+    """True when any side (a multiple of the largest output stride) will do and `size` is only the default."""
+    pixel_size: float | None = None
+    """Pixel size it was made for, in `unit`; None: whatever the image has."""
+    unit: Literal["um", "ground"] | None = None
+    """`um`: micrometres per pixel; `ground`: units of the scene's CRS."""
+    scale: float = 1.0
+    """Stored values are multiplied by this first (1/255 for uint8)."""
+    mean: tuple[float, ...] = ()
+    """Then this is subtracted, per channel; empty for zeros."""
+    std: tuple[float, ...] = ()
+    """Then they are divided by this, per channel; empty for ones."""
+    fill: float = 0.0
+    """Stored value that stands for pixels that are invalid or outside the image."""
+    resampling: Literal["area", "nearest"] = "area"
+    """How another pixel size is reached; `nearest` for label images."""
+    outputs: tuple[OutputSpec, ...]
+    """What it gives."""
+
+    def __post_init__(self) -> None:
+        vectors = [output for output in self.outputs if output.kind == "vector"]
+        if not self.outputs or (vectors and len(self.outputs) > 1):
+            raise ModelError(f"{self.name}: outputs are one vector or any number of maps, got {[o.kind for o in self.outputs]}")
+        if len({output.halo for output in self.outputs}) > 1:
+            raise ModelError(f"{self.name}: maps of one model share one halo, got {[o.halo for o in self.outputs]}")
+        if (self.pixel_size is None) != (self.unit is None):
+            raise ModelError(f"{self.name}: pixel_size and unit are given together, got {self.pixel_size} and {self.unit}")
+        for output in self.outputs:
+            if self.size % output.stride or output.halo % output.stride or 2 * output.halo >= self.size:
+                raise ModelError(
+                    f"{self.name}: size {self.size} and halo {output.halo} of {output.name!r} must be multiples of its stride "
+                    f"{output.stride}, with something left between the halos"
+                )
+
+    @property
+    def halo(self) -> int:
+        """The halo its maps share, input pixels."""
+        return self.outputs[0].halo
+
+    @property
+    def vector(self) -> OutputSpec | None:
+        """Its vector output, or None for a map model."""
+        return self.outputs[0] if self.outputs[0].kind == "vector" else None
+
+    def normalise(self, stored: Tensor) -> Tensor:
+        """Stored pixels (n, size, size, channels) of any dtype to float32 (n, channels, size, size): (v * scale - mean) / std."""
+        pixels = stored.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        if self.scale != 1.0:
+            pixels = pixels * self.scale
+        if self.mean:
+            pixels = pixels - pixels.new_tensor(self.mean).view(1, -1, 1, 1)
+        if self.std:
+            pixels = pixels / pixels.new_tensor(self.std).view(1, -1, 1, 1)
+        return pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ModelError: a field is unknown, missing or of the wrong type.
+        """
+        try:
+            outputs = tuple(OutputSpec(**_tuples(output)) for output in fields["outputs"])
+            return cls(**{**_tuples(fields), "outputs": outputs})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"not a model spec: {error}; write one with ModelSpec.to_dict") from error
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our dataclasses have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+@runtime_checkable
+class PatchModel(Protocol):
+    """A patch in, a vector or maps out: every encoder and segmenter."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it eats and gives."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of everything that decides its answers: spec, weights, version of its mathematics."""
+        ...
+
+    def __call__(self, pixels: Tensor, /) -> Mapping[str, Tensor]:
+        """[n, channels, size, size] float32, normalised by the spec, to one tensor per output."""
+        ...
+
+    def to(self, device: torch.device, /) -> Any:
+        """Move it, in place, to where it shall compute."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glance:
+    """What a DriveModel saw of the whole image at its coarse pixel size."""
+
+    features: Tensor
+    """[B, D, gh, gw], the global stream."""
+    score: Tensor
+    """[B, gh, gw], saliency as logits."""
+    valid: Tensor
+    """[B, gh, gw] bool, cells that hold valid pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which patches a drive asks for; K may hold empty slots (`valid` False)."""
+
+    yx: Tensor
+    """[B, K, 2] float32, level-0 centres; corners fall on whole pixels of the patch grid."""
+    side: Tensor
+    """[B, K] float32, level-0 pixels."""
+    cell: Tensor
+    """[B, K] int64, flat index into the glance's grid; -1 off the grid."""
+    weight: Tensor
+    """[B, K] float32, gate in (0, 1]; carries gradient to the saliency head."""
+    valid: Tensor
+    """[B, K] bool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Features of the patches of a Selection."""
+
+    x: Tensor
+    """[B, K, D] float32."""
+    selection: Selection
+    """Whose patches they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objects:
+    """Things found in one image."""
+
+    yx: Tensor
+    """[n, 2] float32, level-0 centres."""
+    score: Tensor
+    """[n] float32 in [0, 1], highest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a drive returns."""
+
+    maps: Mapping[str, Tensor]
+    """Per map of the model's `maps`: [B, C, gh, gw] on the glance's grid; probabilities where its kind says so."""
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    """Answers about the whole image, [B, C]: class probabilities."""
+    objects: Sequence[Objects] = ()
+    """One per image."""
+
+
+Drive = Generator[Selection, Tokens, Output]
+
+
+@runtime_checkable
+class DriveModel(Protocol):
+    """A model that asks for what it wants to see."""
+
+    @property
+    def digest(self) -> str:
+        """As `PatchModel.digest`."""
+        ...
+
+    @property
+    def glance(self) -> PatchModel:
+        """The map model of the coarse look: outputs `features` (image, D channels) and `score` (image, one channel, logits)."""
+        ...
+
+    @property
+    def encoder(self) -> PatchModel:
+        """The shared patch encoder: one vector output; its spec says what a patch is."""
+        ...
+
+    @property
+    def maps(self) -> tuple[OutputSpec, ...]:
+        """Its fused maps, on the glance's grid."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, tuple[str, ...]]:
+        """Class names of each answer about the whole image."""
+        ...
+
+    def drive(self, glance: Glance, cells: Level, grid: Level) -> Drive:
+        """Ask for patches, be sent their tokens, return the output.
+
+        Args:
+            glance: what was seen.
+            cells: the glance's grid as a Level: its size, and level-0 pixels per cell.
+            grid: the grid that patches lie on, as a Level: its size, and level-0 pixels per patch pixel.
+        """
+        ...
+
+    def to(self, device: torch.device, /) -> Any:
+        """Move it, in place, to where it shall compute."""
+        ...

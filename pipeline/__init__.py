@@ -1,0 +1,1 @@
+"""Pipeline: the only folder that imports both readers and models."""
