@@ -1,8 +1,23 @@
 """Readers: arrays out, never torch. "Give me these pixels."."""
 
-from patchdrive.readers.errors import PatchdriveError
+from patchdrive.readers.errors import FormatError, PatchdriveError, ReadError, WindowError
 from patchdrive.readers.geometry import Level, Window
 from patchdrive.readers.image import Image
+from patchdrive.readers.lazy import lazy
 from patchdrive.readers.memory import MemoryImage
+from patchdrive.readers.open import Choice, choose, open_image
 
-__all__ = ["Image", "Level", "MemoryImage", "PatchdriveError", "Window"]
+__all__ = [
+    "Choice",
+    "FormatError",
+    "Image",
+    "Level",
+    "MemoryImage",
+    "PatchdriveError",
+    "ReadError",
+    "Window",
+    "WindowError",
+    "choose",
+    "lazy",
+    "open_image",
+]

@@ -38,4 +38,4 @@ def mask_of(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     if nodata is not None and not np.isnan(nodata):
         # GDAL stores nodata as a double: compare in the pixels' own type, so that -3.4e38 meets its float32 twin.
         valid &= pixels != np.asarray(nodata).astype(pixels.dtype)
-    return np.logical_or.reduce(valid, axis=2)
+    return np.asarray(valid.any(axis=2), dtype=np.bool_)

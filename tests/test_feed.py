@@ -1,0 +1,144 @@
+"""The feed against its slow twin: each patch cut from the whole level, padded, resampled by the definition, one at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from patchdrive.pipeline.feed import FeedSettings, feed
+from patchdrive.pipeline.plan import feature_blocks, map_blocks, ordered, target_grid
+from patchdrive.pipeline.reads import read_frame
+from patchdrive.pipeline.resample import resample, taps
+from patchdrive.pipeline.timings import Timings
+from patchdrive.readers import MemoryImage, Window
+from patchdrive.readers.errors import ReadError
+
+
+def place(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: red = x mod 251, green = y mod 241, blue = their mix."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x % 251, y % 241, (3 * x + 7 * y) % 256], axis=2).astype(np.uint8)
+
+
+def settings_for(image, plan, *, batch_size=7, pool_bytes=1 << 20, workers=2, resampling="area", fill=0.0):
+    return FeedSettings(
+        frame=read_frame(image.levels, plan.grid, plan.side, resampling),
+        channels=tuple(range(len(image.channels))),
+        fill=fill,
+        batch_size=batch_size,
+        pool_bytes=pool_bytes,
+        workers=workers,
+    )
+
+
+def twin(image, plan, settings, row):
+    """(pixels, valid) of one patch, with a canvas of the whole level around it."""
+    level = settings.frame.level
+    whole = image.read(level.window, level=level.index)
+    mask = image.read_mask(level.window, level=level.index)
+    pad = 2 * plan.side * int(np.ceil(max(settings.frame.step_y, settings.frame.step_x)))
+    whole = np.pad(whole, ((pad, pad), (pad, pad), (0, 0)))
+    mask = np.pad(mask, pad)
+    lines = [
+        taps(int(first) * step, step, plan.side, settings.frame.resampling)
+        for first, step in ((plan.y[row], settings.frame.step_y), (plan.x[row], settings.frame.step_x))
+    ]
+    part = tuple(slice(line.first + pad, line.first + pad + line.extent) for line in lines)
+    return resample(whole[part], mask[part], *lines, fill=settings.fill)
+
+
+def some_plan(image, downsample, *, side=97, count=60, seed=0):
+    rng = np.random.default_rng(seed)
+    grid = target_grid(image.levels[0], downsample, downsample)
+    y, x = rng.integers(-side // 2, grid.height, count), rng.integers(-side // 2, grid.width, count)
+    return ordered(y, x, np.ones(count, np.float32), side, grid)
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.7, 4.0, 4.7])
+@pytest.mark.parametrize("nodata", [None, 0.0])
+def test_feed_equals_its_twin(downsample, nodata):
+    pixels = place(800, 900)
+    pixels[100:300, 50:400] = 0
+    image = MemoryImage([pixels, np.ascontiguousarray(pixels[::4, ::4])], nodata=nodata, tile=100)
+    plan = some_plan(image, downsample)
+    settings = settings_for(image, plan, fill=9.0)
+    seen = []
+    for batch in feed(image, plan, feature_blocks(plan, rows=20), settings, Timings()):
+        assert batch.pixels.shape == (7, 97, 97, 3)
+        for at, row in enumerate(batch.rows.tolist()):
+            wanted, valid = twin(image, plan, settings, row)
+            np.testing.assert_array_equal(batch.valid[at] if batch.valid is not None else np.ones_like(valid), valid)
+            np.testing.assert_allclose(batch.pixels[at].astype(np.float64), wanted, atol=1e-3 if downsample not in {1.0, 4.0} else 0)
+            seen.append(row)
+        for drop in batch.dropped:
+            assert drop.state == "skipped"
+            assert not twin(image, plan, settings, drop.row)[1].any()
+            seen.append(drop.row)
+    assert sorted(seen) == list(range(len(plan)))
+
+
+def test_batches_do_not_depend_on_workers_or_memory():
+    image = MemoryImage([place(700, 700)], nodata=0.0, tile=64)
+    plan = some_plan(image, 1.3, count=90)
+    blocks = map_blocks(plan, edge=512, halo=0)
+
+    def everything(workers, pool_bytes):
+        settings = settings_for(image, plan, workers=workers, pool_bytes=pool_bytes)
+        return [(b.rows.tolist(), b.last, b.pixels.tobytes()) for b in feed(image, plan, blocks, settings, Timings())]
+
+    assert everything(1, 1) == everything(5, 1 << 24)
+
+
+def test_each_tile_is_decoded_once_without_overlap():
+    image = MemoryImage([place(1500, 1500)], tile=240)
+    grid = target_grid(image.levels[0], 1.0, 1.0)
+    y, x = np.meshgrid(np.arange(0, 1500, 256), np.arange(0, 1500, 256), indexing="ij")
+    plan = ordered(y.ravel(), x.ravel(), np.ones(y.size, np.float32), 256, grid)
+    timings = Timings()
+    list(feed(image, plan, feature_blocks(plan), settings_for(image, plan, pool_bytes=1 << 25), timings))
+    assert timings.bytes_of("decoded") == timings.bytes_of("needed") == 1500 * 1500 * 3
+
+
+class Torn(MemoryImage):
+    """An image one of whose tiles cannot be decoded."""
+
+    def read(self, window, *, level=0, channels=None, out=None):
+        if window.intersect(Window(y=200, x=200, height=10, width=10)) is not None:
+            raise ReadError("tile (2, 2) of level 0 is torn")
+        return super().read(window, level=level, channels=channels, out=out)
+
+
+def test_a_torn_tile_fails_its_patches_and_no_other():
+    image = Torn([place(600, 600)], tile=100)
+    grid = target_grid(image.levels[0], 1.0, 1.0)
+    y, x = np.meshgrid(np.arange(0, 600, 100), np.arange(0, 600, 100), indexing="ij")
+    plan = ordered(y.ravel(), x.ravel(), np.ones(36, np.float32), 100, grid)
+    batches = list(feed(image, plan, feature_blocks(plan), settings_for(image, plan), Timings()))
+    dropped = [drop for batch in batches for drop in batch.dropped]
+    assert [(drop.state, drop.reason) for drop in dropped] == [("failed", "tile (2, 2) of level 0 is torn")]
+    assert sum(len(batch.rows) for batch in batches) == 35
+
+
+class Broken(MemoryImage):
+    """A reader with a bug."""
+
+    def read(self, window, *, level=0, channels=None, out=None):
+        raise ZeroDivisionError
+
+
+def test_a_bug_in_a_worker_is_the_error_the_user_sees():
+    image = Broken([place(100, 100)])
+    plan = some_plan(image, 1.0, count=5)
+    with pytest.raises(ZeroDivisionError):
+        list(feed(image, plan, feature_blocks(plan), settings_for(image, plan), Timings()))
+
+
+def test_stopping_early_leaves_no_thread(recwarn):
+    image = MemoryImage([place(500, 500)])
+    plan = some_plan(image, 1.0)
+    batches = feed(image, plan, feature_blocks(plan, rows=10), settings_for(image, plan), Timings())
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("patchdrive")]

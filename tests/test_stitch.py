@@ -1,0 +1,81 @@
+"""Stitching by blocks against stitching in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from patchdrive.models.types import ModelSpec, OutputSpec
+from patchdrive.pipeline.feed import Batch
+from patchdrive.pipeline.infer import Values
+from patchdrive.pipeline.plan import Layout, map_blocks, ordered, positions, target_grid
+from patchdrive.pipeline.stitch import stitch, window_weights
+from patchdrive.pipeline.timings import Timings
+from patchdrive.readers import Level
+
+BASE = Level(index=0, height=700, width=650, downsample_y=1.0, downsample_x=1.0, tile_height=256, tile_width=256)
+
+
+def a_run(stride, halo, overlap, *, seed=0):
+    """A plan over BASE, a spec, and random model outputs for every patch."""
+    side = 96
+    grid = target_grid(BASE, 1.0, 1.0)
+    layout = Layout(side=side, stride=side - overlap, halo=halo)
+    y, x = np.meshgrid(positions(grid.height, layout), positions(grid.width, layout), indexing="ij")
+    plan = ordered(y.ravel(), x.ravel(), np.ones(y.size, np.float32), side, grid)
+    output = OutputSpec(name="m", kind="image", channels=("a", "b"), stride=stride, halo=halo)
+    spec = ModelSpec(name="t", channels=1, size=side, outputs=(output,))
+    values = np.random.default_rng(seed).random((len(plan), 2, side // stride, side // stride)).astype(np.float32)
+    return plan, spec, values
+
+
+def as_values(blocks, values, batch=8):
+    for block in blocks:
+        for start in range(0, len(block.rows), batch):
+            rows = block.rows[start : start + batch]
+            last = start + batch >= len(block.rows)
+            yield Values(
+                batch=Batch(block=block, rows=rows, pixels=np.zeros((batch, 1, 1, 1)), valid=None, dropped=(), last=last),
+                outputs={"m": values[rows]},
+            )
+
+
+def in_memory(plan, spec, values, blend):
+    """The twin: one canvas, one loop."""
+    output = spec.outputs[0]
+    s, h = output.stride, output.halo
+    cells = (plan.side - 2 * h) // s
+    weight = window_weights(cells, blend)
+    big = 2000
+    sums, weights = np.zeros((2, big, big)), np.zeros((big, big))
+    for row in range(len(plan)):
+        y, x = (int(plan.y[row]) + h) // s, (int(plan.x[row]) + h) // s
+        inner = values[row][:, h // s : h // s + cells, h // s : h // s + cells]
+        sums[:, y : y + cells, x : x + cells] += weight * inner
+        weights[y : y + cells, x : x + cells] += weight
+    height, width = -(-plan.grid.height // s), -(-plan.grid.width // s)
+    return sums[:, :height, :width] / weights[:height, :width]
+
+
+@pytest.mark.parametrize("blend", ["box", "hann", "gaussian", "pyramid"])
+@pytest.mark.parametrize(("stride", "halo", "overlap"), [(1, 0, 0), (1, 0, 41), (1, 16, 32), (4, 8, 32), (2, 0, 48)])
+def test_blocks_equal_one_canvas(blend, stride, halo, overlap):
+    plan, spec, values = a_run(stride, halo, overlap)
+    wanted = in_memory(plan, spec, values, blend)
+    for edge in (128, 512):
+        got = np.full_like(wanted, np.nan)
+        for done in stitch(as_values(map_blocks(plan, edge=edge, halo=halo), values), plan, spec, blend, Timings()):
+            part = done.maps["m"]
+            y, x = done.block.window.y // stride, done.block.window.x // stride
+            got[:, y : y + part.valid.shape[0], x : x + part.valid.shape[1]] = part.values
+            assert part.valid.all()
+        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("blend", ["box", "hann", "gaussian", "pyramid"])
+@pytest.mark.parametrize("cells", [1, 2, 97, 512])
+def test_every_cell_has_weight_and_weights_are_symmetric(blend, cells):
+    weight = window_weights(cells, blend)
+    assert weight.min() >= 1e-3
+    np.testing.assert_allclose(weight, weight[::-1, ::-1])
+    np.testing.assert_allclose(weight, weight.T)
