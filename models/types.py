@@ -102,7 +102,10 @@ class ModelSpec:
             raise ModelError(f"{self.name}: maps of one model share one halo, got {[o.halo for o in self.outputs]}")
         if (self.pixel_size is None) != (self.unit is None):
             raise ModelError(f"{self.name}: pixel_size and unit are given together, got {self.pixel_size} and {self.unit}")
+        least = min(output.stride for output in self.outputs)
         for output in self.outputs:
+            if output.stride % least or (output.stride // least).bit_count() != 1:
+                raise ModelError(f"{self.name}: map strides are powers of two times the smallest, got {output.stride} and {least}")
             if self.size % output.stride or output.halo % output.stride or 2 * output.halo >= self.size:
                 raise ModelError(
                     f"{self.name}: size {self.size} and halo {output.halo} of {output.name!r} must be multiples of its stride "
@@ -266,6 +269,15 @@ class DriveModel(Protocol):
     @property
     def values(self) -> Mapping[str, tuple[str, ...]]:
         """Class names of each answer about the whole image."""
+        ...
+
+    @property
+    def glance_downsample(self) -> int:
+        """Patch-grid pixels per pixel of the glance."""
+        ...
+
+    def with_max_patches(self, count: int) -> Self:
+        """The same weights, asking for at most `count` patches; another digest."""
         ...
 
     def drive(self, glance: Glance, cells: Level, grid: Level) -> Drive:

@@ -1,0 +1,137 @@
+"""Budget: what fits. How much memory this process may have, and how a run shares it out before it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from patchdrive.models.types import ModelSpec
+from patchdrive.pipeline.reads import ReadFrame
+from patchdrive.readers.errors import BudgetError, SettingsError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_EDGES = (4096, 2048, 1024, 512)
+_BATCH_PIXELS = 2**22
+"""A batch of more pixels than this is no faster, and what a model makes of it along the way is many times larger."""
+_BATCHES_HELD = 4
+"""Two made ahead, one in hand, one being cut."""
+_POOL_CAP = 512 * 2**20
+"""More decoded tiles than this are never used again: a 4096-pixel square needs three rows of them."""
+
+
+def parse_bytes(text: str) -> int:
+    """`8GiB`, `500MB` or a plain number, in bytes.
+
+    Raises:
+        SettingsError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", text.upper())
+    unit = match and (match[2] if match[2] in _UNITS else match[2] + "B")
+    if match is None or unit not in _UNITS:
+        raise SettingsError(f"{text!r} is not a size in bytes; write 8GiB, 500MB or a plain number")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def show_bytes(count: int) -> str:
+    """A size for people, in binary units."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def cores() -> int:
+    """Cores this process may use: the affinity mask, which SLURM and containers set, not what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_limit() -> int:
+    """Bytes this process may have: the least of the machine's, its cgroup's and its SLURM allocation's."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    cgroups = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    stated = [path.read_text().strip() for path in cgroups if path.is_file()]
+    limits += [int(text) for text in stated if text.isdigit()]
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if slurm.isdigit() and int(slurm):
+        limits.append(int(slurm) * 2**20)
+    return min(limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allotment:
+    """How a run's memory is shared out."""
+
+    batch_size: int
+    """Patches per batch."""
+    edge: int
+    """Side of a map block, target pixels."""
+    pool_bytes: int
+    """Decoded tiles to keep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the buffers of a run depend on."""
+
+    frame: ReadFrame
+    """How the plan is read."""
+    spec: ModelSpec
+    """What the model eats and gives."""
+    channels: int
+    """Image channels read."""
+    dtype: np.dtype[np.generic]
+    """Of the stored pixels."""
+    fixed: int
+    """Bytes held from beginning to end: saliency, plan, glance."""
+
+    def batch_bytes(self, batch_size: int) -> int:
+        """The batches in flight, their float32 copy, and the slots one batch is cut from."""
+        stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
+        patch = self.frame.side**2 * self.channels * (_BATCHES_HELD * stored + 2 * 4)
+        return batch_size * patch + 2 * self.slot_bytes() * min(2, batch_size) * self.frame.slots_per_patch()
+
+    def slot_bytes(self) -> int:
+        """One decoded slot."""
+        return self.frame.slot_height * self.frame.slot_width * (self.channels * self.dtype.itemsize + 1)
+
+    def block_bytes(self, edge: int) -> int:
+        """Sums, weights, validity and the stored form of one block of every map."""
+        total = 0
+        for output in self.spec.outputs:
+            if output.kind != "vector":
+                wide = 8 if output.kind == "image" else 4
+                total += (edge // output.stride) ** 2 * ((2 * len(output.channels) + 2) * wide + 2)
+        return total
+
+
+def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None) -> Allotment:
+    """Share `memory` bytes out: first the map block, then the batch, and decoded tiles get the rest.
+
+    Args:
+        needs: what the run's buffers depend on.
+        memory: host bytes for them all.
+        batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch below 4 Mpx.
+        edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
+
+    Raises:
+        BudgetError: the smallest that would do is more than `memory`.
+    """
+    usual = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS]
+    batches = [batch_size] if batch_size is not None else usual
+    finest = min(output.stride for output in needs.spec.outputs)
+    edges = [edge] if edge is not None else [cells * finest for cells in _EDGES]
+    for side in edges:
+        for size in batches:
+            left = memory - needs.fixed - needs.block_bytes(side) - needs.batch_bytes(size)
+            if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
+                pool = min(_POOL_CAP, left + needs.slot_bytes() * min(2, size) * needs.frame.slots_per_patch())
+                return Allotment(batch_size=size, edge=side, pool_bytes=pool)
+    least = needs.fixed + needs.block_bytes(edges[-1]) + needs.batch_bytes(batches[-1])
+    raise BudgetError(
+        f"a memory budget of {show_bytes(memory)} cannot hold one block and one batch of {batches[-1]}; "
+        f"give --memory {show_bytes(least + 2**20).replace(' ', '')} or more, or a smaller --patch-size"
+    )

@@ -1,0 +1,79 @@
+"""The glance of a DriveModel: its map model run over one coarse level by the same feed, infer and stitch as everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchdrive.models.types import DriveModel, Glance
+from patchdrive.pipeline.budget import cores
+from patchdrive.pipeline.feed import FeedSettings, feed
+from patchdrive.pipeline.glance import View, layout_of, pick_channels
+from patchdrive.pipeline.infer import infer, pick_device
+from patchdrive.pipeline.plan import WORTH_READING, map_blocks, plan_grid, target_grid, target_grid_of
+from patchdrive.pipeline.reads import read_frame
+from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.stitch import stitch
+from patchdrive.pipeline.timings import Timings
+from patchdrive.readers import Level
+
+_BATCH = 4
+_EDGE_CELLS = 1024
+_POOL = 64 * 2**20
+
+
+def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, timings: Timings) -> tuple[Glance, Level]:
+    """What the model sees of the whole image, and the grid of cells it sees it on.
+
+    Only what is worth reading is looked at; other cells are not valid.
+    """
+    spec = model.glance.spec
+    base = view.image.levels[0]
+    times = model.glance_downsample
+    coarse = target_grid(base, grid.downsample_y * times, grid.downsample_x * times)
+    layout = layout_of(spec, RunSettings())
+    plan = plan_grid(coarse, view.saliency, layout)
+    stride = spec.outputs[0].stride
+    cells = target_grid_of(
+        -(-coarse.height // stride), -(-coarse.width // stride), coarse.downsample_y * stride, coarse.downsample_x * stride
+    )
+    held = {output.name: np.zeros((len(output.channels), cells.height, cells.width), np.float32) for output in spec.outputs}
+    seen = np.zeros((cells.height, cells.width), np.bool_)
+    feed_settings = FeedSettings(
+        frame=read_frame(view.image.levels, coarse, layout.side, spec.resampling),
+        channels=pick_channels(view.image, spec),
+        fill=spec.fill,
+        batch_size=_BATCH,
+        pool_bytes=_POOL,
+        workers=settings.workers or cores(),
+    )
+    device = pick_device(settings.device)
+    blocks = map_blocks(plan, edge=_EDGE_CELLS * stride, halo=spec.halo)
+    batches = feed(view.image, plan, blocks, feed_settings, timings)
+    for finished in stitch(infer(model.glance, batches, device, timings), plan, spec, "box", timings):
+        window = finished.block.window
+        assert window is not None
+        for name, part in finished.maps.items():
+            height, width = part.valid.shape
+            area = (slice(window.y // stride, window.y // stride + height), slice(window.x // stride, window.x // stride + width))
+            held[name][:, *area] = part.values
+            seen[area] = part.valid
+    seen &= _worth(view, cells)
+    return (
+        Glance(
+            features=torch.from_numpy(held["features"])[None].to(device),
+            score=torch.from_numpy(held["score"]).to(device),
+            valid=torch.from_numpy(seen)[None].to(device),
+        ),
+        cells,
+    )
+
+
+def _worth(view: View, cells: Level) -> NDArray[np.bool_]:
+    """(height, width) True for cells whose centre is worth reading."""
+    level = view.saliency.level
+    rows = ((np.arange(cells.height) + 0.5) * cells.downsample_y / level.downsample_y).astype(np.int64)
+    columns = ((np.arange(cells.width) + 0.5) * cells.downsample_x / level.downsample_x).astype(np.int64)
+    at_centres = view.saliency.map[np.ix_(np.minimum(rows, level.height - 1), np.minimum(columns, level.width - 1))]
+    return np.asarray(at_centres >= WORTH_READING)

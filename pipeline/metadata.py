@@ -1,0 +1,189 @@
+"""OME-NGFF 0.5 and georeferencing attributes. Pure: frames in, JSON-ready dictionaries out.
+
+Sources: ngff.openmicroscopy.org/0.5, CF conventions 1.11, GDAL's Zarr driver, zarr-conventions `proj` and `spatial`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from patchdrive.readers import Level
+
+_PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj:"}
+_SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial:"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """How the pixels of a map lie on the image it was made from."""
+
+    height: int
+    """Rows of the map."""
+    width: int
+    """Columns of the map."""
+    downsample_y: float
+    """Level-0 rows per map row."""
+    downsample_x: float
+    """Level-0 columns per map column."""
+    mpp: tuple[float, float] | None
+    """Micrometres per level-0 pixel, (y, x), or None."""
+    transform: Affine | None
+    """Level-0 pixel to world, or None."""
+    crs: CRS | None
+    """World frame, or None."""
+
+    def coarser(self, cell: int) -> Frame:
+        """The frame of a map whose every pixel is `cell` x `cell` of ours."""
+        return Frame(
+            height=-(-self.height // cell),
+            width=-(-self.width // cell),
+            downsample_y=self.downsample_y * cell,
+            downsample_x=self.downsample_x * cell,
+            mpp=self.mpp,
+            transform=self.transform,
+            crs=self.crs,
+        )
+
+    @property
+    def map_transform(self) -> Affine | None:
+        """Map pixel to world."""
+        return None if self.transform is None else self.transform @ Affine.scale(self.downsample_x, self.downsample_y)
+
+    @property
+    def unit(self) -> str | None:
+        """NGFF unit of `pixel_size`, None for level-0 pixels."""
+        return "micrometer" if self.mpp is not None else None
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Of a level-0 pixel in `unit`, (y, x)."""
+        return self.mpp if self.mpp is not None else (1.0, 1.0)
+
+
+def frame_of(grid: Level, mpp: tuple[float, float] | None, transform: Affine | None, crs: CRS | None) -> Frame:
+    """The frame of a map that has one pixel per pixel of a target grid."""
+    return Frame(
+        height=grid.height,
+        width=grid.width,
+        downsample_y=grid.downsample_y,
+        downsample_x=grid.downsample_x,
+        mpp=mpp,
+        transform=transform,
+        crs=crs,
+    )
+
+
+def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool, method: str) -> dict[str, Any]:
+    """The `multiscales` entry: one dataset "<k>/map" per frame; pixel centres of level k lie (d - 1) / 2 level-0 pixels in."""
+    unit = {} if frames[0].unit is None else {"unit": frames[0].unit}
+    channel = [{"name": "c", "type": "channel"}] if channel_axis else []
+    lead = [1.0] if channel_axis else []
+    datasets = []
+    for index, frame in enumerate(frames):
+        size_y, size_x = frame.pixel_size
+        scale = [*lead, frame.downsample_y * size_y, frame.downsample_x * size_x]
+        shift = [*(0.0 for _ in lead), (frame.downsample_y - 1) / 2 * size_y, (frame.downsample_x - 1) / 2 * size_x]
+        transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+        datasets.append({"path": f"{index}/map", "coordinateTransformations": transforms})
+    return {
+        "name": name,
+        "axes": [*channel, {"name": "y", "type": "space", **unit}, {"name": "x", "type": "space", **unit}],
+        "datasets": datasets,
+        "metadata": {"method": method},
+    }
+
+
+def omero(channels: Sequence[str], colors: Sequence[str], low: float, high: float) -> dict[str, Any]:
+    """How a viewer shows each channel."""
+    window = {"min": low, "max": high, "start": low, "end": high}
+    entries = [
+        {"label": label, "color": color, "active": index < 3, "window": window}
+        for index, (label, color) in enumerate(zip(channels, colors, strict=True))
+    ]
+    return {"channels": entries, "rdefs": {"model": "color" if len(entries) > 1 else "greyscale"}}
+
+
+def image_label(names: Sequence[str], colors: Sequence[str]) -> dict[str, Any]:
+    """The `image-label` entry of a label map: class i has value i."""
+    pairs = list(enumerate(zip(names, colors, strict=True)))
+    return {
+        "colors": [{"label-value": value, "rgba": [*bytes.fromhex(color), 255]} for value, (_, color) in pairs],
+        "properties": [{"label-value": value, "class": name} for value, (name, _) in pairs],
+    }
+
+
+def map_attributes(frame: Frame, fill: float | None, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Attributes of the array `map`: what xarray, rioxarray and GDAL need to place it and to know its nodata."""
+    attributes: dict[str, Any] = {}
+    if fill is not None:
+        attributes["_FillValue"] = fill_value_json(fill, dtype)
+    transform = frame.map_transform
+    if transform is None:
+        return attributes
+    attributes |= {
+        "grid_mapping": "spatial_ref",
+        "zarr_conventions": [_SPATIAL],
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform": list(transform)[:6],
+        "spatial:shape": [frame.height, frame.width],
+        "spatial:registration": "pixel",
+    }
+    if frame.crs is not None:
+        wkt = frame.crs.to_wkt("WKT2_2019")
+        attributes |= {"zarr_conventions": [_PROJ, _SPATIAL], "proj:wkt2": wkt, "_CRS": {"wkt": wkt}}
+        authority = frame.crs.to_authority(min_confidence=100)
+        if authority is not None:
+            name, code = authority
+            attributes["proj:code"] = f"{name}:{code}"
+            attributes["_CRS"] = {"url": f"http://www.opengis.net/def/crs/{name}/0/{code}", "wkt": wkt}
+    return attributes
+
+
+def fill_value_json(fill: float, dtype: np.dtype[Any]) -> int | str:
+    """`_FillValue` as xarray's Zarr v3 backend reads it: a number, or base64 of the little-endian double for floats."""
+    if dtype.kind == "f":
+        return base64.standard_b64encode(np.array(fill, "<f8").tobytes()).decode()
+    return int(fill)
+
+
+def spatial_ref_attributes(frame: Frame) -> dict[str, Any]:
+    """Attributes of the scalar `spatial_ref`: the CRS in CF's words and GDAL's GeoTransform."""
+    transform = frame.map_transform
+    assert transform is not None
+    a, b, c, d, e, f = list(transform)[:6]
+    attributes: dict[str, Any] = {"GeoTransform": " ".join(repr(float(value)) for value in (c, a, b, f, d, e))}
+    if frame.crs is not None:
+        wkt = frame.crs.to_wkt()
+        attributes |= {**frame.crs.to_cf(), "crs_wkt": wkt, "spatial_ref": wkt}
+    return attributes
+
+
+def axes_of(frame: Frame) -> Mapping[str, tuple[NDArray[np.float64], dict[str, str]]]:
+    """`x` and `y`: world coordinates of pixel centres, with CF attributes. Empty for slides and for rotated scenes."""
+    transform = frame.map_transform
+    if transform is None or transform.b or transform.d:
+        return {}
+    geographic = frame.crs is not None and frame.crs.is_geographic
+    unit = "degrees" if geographic else _linear_unit(frame.crs)
+    names = {"x": "longitude", "y": "latitude"} if geographic else {"x": "projection_x_coordinate", "y": "projection_y_coordinate"}
+    units = {"x": "degrees_east", "y": "degrees_north"} if geographic else {"x": unit, "y": unit}
+    across, down = float(transform.a), float(transform.e)
+    centres: dict[str, NDArray[np.float64]] = {
+        "x": float(transform.c) + across * (np.arange(frame.width, dtype=np.float64) + 0.5),
+        "y": float(transform.f) + down * (np.arange(frame.height, dtype=np.float64) + 0.5),
+    }
+    return {axis: (values, {"axis": axis.upper(), "standard_name": names[axis], "units": units[axis]}) for axis, values in centres.items()}
+
+
+def _linear_unit(crs: CRS | None) -> str:
+    if crs is None or not crs.axis_info:
+        return "unknown"
+    return "m" if crs.axis_info[0].unit_name in {"metre", "meter"} else str(crs.axis_info[0].unit_name)

@@ -1,0 +1,73 @@
+"""RunSettings: what a user asks of a run. Everything that changes the answer is here; so is what only changes the way to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from patchdrive.readers.errors import SettingsError
+
+Select = Literal["grid", "topk"]
+Blend = Literal["box", "hann", "gaussian", "pyramid"]
+
+_HOW = ("memory", "device", "batch_size", "workers")
+"""Settings that say how to compute, not what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Defaults come from the model and the image; None means "as they say".
+
+    Raises:
+        SettingsError: two settings contradict each other, or a value makes no sense.
+    """
+
+    mpp: float | None = None
+    """Target pixel size of a slide, micrometres; None: the model's, else level 0."""
+    gsd: float | None = None
+    """Target pixel size of a scene, units of its CRS; None: the model's, else level 0."""
+    mpp_override: float | None = None
+    """Micrometres per level-0 pixel, for a slide that does not say or says wrong."""
+    upsample: bool = False
+    """Allow a target pixel size finer than level 0."""
+    patch_size: int | None = None
+    """Footprint of a patch, target pixels; None: the size the model eats."""
+    overlap: int | None = None
+    """Patch side minus stride, target pixels; None: twice the model's halo, or a quarter of the patch for maps without a halo, or 0."""
+    saliency: str | None = None
+    """`tissue`, `valid`, `complexity` or `module:function`; None: tissue for slides, valid for scenes."""
+    select: Select = "grid"
+    """`grid`: every patch that holds something worth reading; `topk`: the `max_patches` best ones, `spacing` apart."""
+    max_patches: int | None = None
+    """Most patches `topk`, or a model that drives, may ask for."""
+    spacing: int | None = None
+    """`topk`: least distance between two patches' corners, target pixels, along the longer axis; None: one patch."""
+    blend: Blend | None = None
+    """Weights where map patches overlap; None: gaussian, or box where they only share their halo."""
+    all_classes: bool = False
+    """Keep every class probability of a segmenter, not only the label and its probability."""
+    memory: int | None = None
+    """Host bytes to stay under; None: half of what this process may have."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    batch_size: int | None = None
+    """Patches per batch; None: 32, or fewer where the budget says so. Kept on resume."""
+    workers: int | None = None
+    """Decode threads; None: the cores this process may use."""
+
+    def __post_init__(self) -> None:
+        for name in ("mpp", "gsd", "mpp_override", "patch_size", "max_patches", "spacing", "memory", "batch_size", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"{name} must be above zero, got {value}")
+        if self.overlap is not None and self.overlap < 0:
+            raise SettingsError(f"overlap must be zero or more, got {self.overlap}; to leave gaps use select topk")
+        if self.mpp is not None and self.gsd is not None:
+            raise SettingsError("mpp is for slides and gsd for scenes; give one of them")
+        if self.select == "topk" and self.max_patches is None:
+            raise SettingsError("select topk needs max_patches, the number of patches to take")
+
+    def answer_fields(self) -> dict[str, Any]:
+        """The settings that decide the answer, as plain JSON: what a resumed run must repeat."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in _HOW}

@@ -1,0 +1,85 @@
+"""Feature tables in AnnData's published on-disk format (encoding 0.1.0), so that anndata and scanpy open them by themselves.
+
+X                (n, D)   features, one row per patch; NaN where the patch was not computed
+obs              y, x     corner on the target grid; score, rank; state (planned, done, skipped, failed)
+obsm/spatial     (n, 2)   patch centres, level-0 pixels, (x, y) as that format has it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdrive.pipeline.arrays import ArraySpec, ensure_array, ensure_filled, ensure_group
+from patchdrive.pipeline.journal import Journal
+from patchdrive.pipeline.plan import Plan
+
+ROWS = 1024
+"""Rows of a feature block, and of a chunk of X."""
+STATES = ("planned", "done", "skipped", "failed")
+_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+_STRINGS = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
+
+
+def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, journal: Journal) -> None:
+    """A table of one row per patch of the plan; X and state are filled later.
+
+    Args:
+        path: of the table's group.
+        plan: whose rows it has.
+        columns: names of X's columns.
+        dtype: of X, a float.
+        journal: through which it is written.
+    """
+    obs: dict[str, NDArray[Any]] = {"y": plan.y, "x": plan.x, "score": plan.score, "rank": plan.rank}
+    _create_frame(path, len(plan), obs=obs, order=(*obs, "state"), columns=columns, spatial=plan.centres[:, ::-1], journal=journal)
+    _categories(path / "obs" / "state", len(plan), STATES, journal)
+    spec = ArraySpec(shape=(len(plan), len(columns)), dtype=dtype, chunks=(ROWS, len(columns)), fill=float("nan"))
+    ensure_array(path / "X", spec, _ARRAY)
+
+
+def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: Journal) -> None:
+    """A table of things found: `obsm/spatial` their centres, level-0 pixels (x, y); `obs/score`; X the score once more."""
+    scores = score.astype(np.float32)
+    spatial = yx[:, ::-1].astype(np.float64)
+    _create_frame(path, len(scores), obs={"score": scores}, order=("score",), columns=("score",), spatial=spatial, journal=journal)
+    ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
+
+
+def write_states(path: Path, states: NDArray[np.int8], journal: Journal) -> None:
+    """The state of every row, as codes into `STATES`."""
+    if len(states):
+        journal.place(path / "obs" / "state" / "codes", [((slice(0, len(states)),), states)])
+
+
+def _create_frame(
+    path: Path,
+    rows: int,
+    *,
+    obs: Mapping[str, NDArray[Any]],
+    order: Sequence[str],
+    columns: Sequence[str],
+    spatial: NDArray[np.float64],
+    journal: Journal,
+) -> None:
+    ensure_group(path, {"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
+        ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"})
+    frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
+    ensure_group(path / "obs", {**frame, "column-order": list(order)})
+    ensure_group(path / "var", {**frame, "column-order": []})
+    ensure_filled(path / "obs" / "_index", np.arange(rows).astype(str).astype(object), journal, attributes=_STRINGS)
+    ensure_filled(path / "var" / "_index", np.array(columns, dtype=object), journal, attributes=_STRINGS)
+    for name, values in obs.items():
+        ensure_filled(path / "obs" / name, values, journal, attributes=_ARRAY)
+    ensure_filled(path / "obsm" / "spatial", np.ascontiguousarray(spatial), journal, attributes=_ARRAY)
+
+
+def _categories(path: Path, rows: int, names: Sequence[str], journal: Journal) -> None:
+    ensure_group(path, {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
+    ensure_filled(path / "categories", np.array(names, dtype=object), journal, attributes=_STRINGS)
+    ensure_array(path / "codes", ArraySpec(shape=(rows,), dtype="int8", chunks=(max(1, min(rows, 1 << 20)),)), _ARRAY)
