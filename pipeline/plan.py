@@ -59,6 +59,10 @@ class Plan:
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
+    def take(self, rows: NDArray[np.int64]) -> Plan:
+        """A plan of some of its rows, ranked anew."""
+        return ordered(self.y[rows], self.x[rows], self.score[rows], self.side, self.grid)
+
     def save(self, path: Path) -> None:
         """Write it as an .npz that `load` reads."""
         grid = [self.grid.height, self.grid.width, self.grid.downsample_y, self.grid.downsample_x]

@@ -1,0 +1,198 @@
+"""System A's cross-attention fusion: global cells ask, patch features answer, so that each detail lands at its place in the map.
+
+One pre-norm layer. Queries are the task tokens and the cells of the global stream; keys and values are the patch tokens and the
+stream pooled to 8x8. With w the gate of a patch (MODELS 3.6):
+
+    logits = q.k / sqrt(d) + log w - softplus(a_head) * (distance / side)^2        X = Q + MHA;  X += MLP(X);  fused = F + gamma * X
+
+Deviations, each for training in minutes: the distance term (a learned width per head; a patch's detail need not learn from the
+position code where it belongs; none for task tokens and pooled cells), the 64 pooled cells count as one key (-log 64, else a
+patch starts with less than a hundredth of the attention), gamma starts at 0.5 rather than 0, and the linear map of
+the position code starts at 0. The gate scales a token after its norm, so that the norm cannot undo it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from patchdrive.models.types import Glance, Tokens
+from patchdrive.readers.geometry import Level
+
+POOLED = 8
+"""The global stream is pooled to 8x8 tokens."""
+QUERIES = 4096
+"""Cells that ask at once: memory is heads * QUERIES * (K + 64) floats, a few times over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What the position code calls 0 and 1: the image's own borders, or in training a larger image that it could be a part of."""
+
+    origin: tuple[float, float]
+    """Level-0 (y, x) of code 0, relative to the image."""
+    extent: tuple[float, float]
+    """Level-0 (height, width) from code 0 to 1."""
+
+
+def coord_encoding(yx: Tensor, side: Tensor, frame: Frame, reference: float, octaves: int) -> Tensor:
+    """Position and size as sines: u = (yx - origin) / extent, v = log2(side / reference) / 8; sin and cos of 2 pi 2^j at j = 0..octaves-1.
+
+    Args:
+        yx: [..., 2] level-0 centres.
+        side: [...] level-0 pixels.
+        frame: what 0 and 1 mean.
+        reference: level-0 side that has v = 0.
+        octaves: J.
+
+    Returns:
+        [..., 6 J]; the same for cells and patches, so they share one frame.
+    """
+    u = (yx - yx.new_tensor(frame.origin)) / yx.new_tensor(frame.extent)
+    v = torch.log2(side / reference) / 8
+    waves = 2 * math.pi * 2.0 ** torch.arange(octaves, device=yx.device)
+    angle = (torch.cat([u, v[..., None]], dim=-1)[..., None] * waves).flatten(-2)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def cell_centres(cells: Level, first: int, last: int, device: torch.device) -> Tensor:
+    """[last - first, 2] level-0 centres of the cells with these flat indices."""
+    index = torch.arange(first, last, device=device)
+    centres = torch.stack([index // cells.width, index % cells.width], dim=1).to(torch.float32) + 0.5
+    return centres * centres.new_tensor([cells.downsample_y, cells.downsample_x])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Keys:
+    """What is attended to: K patch tokens, then 64 pooled cells."""
+
+    k: Tensor
+    """[B, heads, M, d]."""
+    v: Tensor
+    """[B, heads, M, d]."""
+    bias: Tensor
+    """[B, M], log of the gate, -inf for empty slots; -log 64 for pooled cells."""
+    yx: Tensor
+    """[B, M, 2] level-0 centres."""
+    nearness: Tensor
+    """[B, M], 1 / side; 0 for what is near to everything."""
+
+
+class CrossAttentionFuse(nn.Module):
+    """Patch tokens into the global map; `tasks` learned queries answer for the whole image."""
+
+    def __init__(self, width: int, heads: int = 4, tasks: int = 1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tasks = nn.Parameter(0.02 * torch.randn(tasks, width))
+        self.octaves = width // 8
+        self.position = nn.Linear(6 * self.octaves, width, bias=False)
+        nn.init.zeros_(self.position.weight)
+        self.norm_query, self.norm_patch, self.norm_pooled, self.norm_mlp = (nn.LayerNorm(width) for _ in range(4))
+        self.query, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.locality = nn.Parameter(torch.linspace(3.0, 0.0, heads).exp())
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.gamma = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
+        """Fuse.
+
+        Args:
+            glance: the global stream.
+            tokens: of the patches read.
+            cells: the glance's grid.
+            frame: of the position code.
+            queries: cells that ask at once; changes rounding only.
+
+        Returns:
+            fused [B, D, gh, gw] and task tokens [B, tasks, D].
+        """
+        reference = float(tokens.selection.side.max())
+        code = _Code(self.position, frame, reference, self.octaves)
+        keys = self._keys(glance, tokens, cells, code)
+        batch, width, count = len(tokens.x), glance.features.shape[1], cells.height * cells.width
+        answers = self._attend(self.tasks.expand(batch, -1, -1), keys, None)
+        features = glance.features.flatten(2)
+        blocks = []
+        for first in range(0, count, queries):
+            block = features[:, :, first : first + queries].transpose(1, 2)
+            centres = cell_centres(cells, first, first + block.shape[1], features.device)
+            asked = self._attend(block + code(centres, _cell_side(cells, centres)), keys, centres)
+            blocks.append((block + self.gamma * asked).transpose(1, 2))
+        fused = torch.cat(blocks, dim=2).view(batch, width, cells.height, cells.width)
+        return fused, answers
+
+    def _attend(self, x: Tensor, keys: _Keys, centres: Tensor | None) -> Tensor:
+        """One pre-norm layer over [B, n, D] queries at level-0 `centres` [n, 2]; None for queries without a place."""
+        q = self._split(self.query(self.norm_query(x)))
+        bias = keys.bias[:, None, None, :]
+        if centres is not None:
+            apart = torch.zeros((), device=x.device)
+            for axis in (0, 1):
+                apart = apart + ((centres[:, axis, None] - keys.yx[:, None, :, axis]) * keys.nearness[:, None]).square()
+            bias = bias - functional.softplus(self.locality)[:, None, None] * apart[:, None]
+        attended = functional.scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=bias.expand(-1, self.heads, q.shape[2], -1))
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
+        answered: Tensor = x + self.mlp(self.norm_mlp(x))
+        return answered
+
+    def _keys(self, glance: Glance, tokens: Tokens, cells: Level, code: _Code) -> _Keys:
+        selection, pooled = tokens.selection, _pool(glance)
+        patches = self.norm_patch(tokens.x) * selection.weight[..., None] + code(selection.yx, selection.side)
+        patches = patches.where(selection.valid[..., None], 0.0)
+        extent = Level(
+            index=0,
+            height=POOLED,
+            width=POOLED,
+            downsample_y=cells.height * cells.downsample_y / POOLED,
+            downsample_x=cells.width * cells.downsample_x / POOLED,
+            tile_height=POOLED,
+            tile_width=POOLED,
+        )
+        yx = cell_centres(extent, 0, POOLED**2, pooled.device).expand(len(pooled), -1, -1)
+        context = self.norm_pooled(pooled) + code(yx, _cell_side(extent, yx))
+        k, v = (self._split(part) for part in self.key_value(torch.cat([patches, context], dim=1)).chunk(2, dim=2))
+        gate = selection.weight.clamp_min(1e-6).log().masked_fill(~selection.valid, -torch.inf)
+        nothing = gate.new_zeros(len(pooled), POOLED**2)
+        return _Keys(
+            k=k,
+            v=v,
+            bias=torch.cat([gate, nothing - math.log(POOLED**2)], dim=1),
+            yx=torch.cat([selection.yx, yx], dim=1),
+            nearness=torch.cat([1 / selection.side, nothing], dim=1),
+        )
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """The position code of one image, projected to the width of the tokens."""
+
+    projection: nn.Linear
+    frame: Frame
+    reference: float
+    octaves: int
+
+    def __call__(self, yx: Tensor, side: Tensor) -> Tensor:
+        code: Tensor = self.projection(coord_encoding(yx, side, self.frame, self.reference, self.octaves))
+        return code
+
+
+def _cell_side(cells: Level, like: Tensor) -> Tensor:
+    """Side of a cell, level-0 pixels, once per centre in `like` [..., 2]."""
+    return like.new_full(like.shape[:-1], (cells.downsample_y + cells.downsample_x) / 2)
+
+
+def _pool(glance: Glance) -> Tensor:
+    """The stream's mean over valid cells in 8x8 bins, [B, 64, D]; zeros where a bin has none."""
+    valid = glance.valid[:, None].to(glance.features.dtype)
+    total = functional.adaptive_avg_pool2d(glance.features * valid, POOLED)
+    share = functional.adaptive_avg_pool2d(valid, POOLED)
+    return (total / share.clamp_min(1e-6)).flatten(2).transpose(1, 2)

@@ -1,0 +1,226 @@
+"""The command line. Results go to stdout, everything else to stderr; exit codes: 0 done, 1 internal, 2 usage, 3 failures, 75 again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from patchdrive.models import load_model
+from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.budget import cores, parse_bytes
+from patchdrive.pipeline.demo import demo
+from patchdrive.pipeline.glance import traits_of
+from patchdrive.pipeline.info import describe, info_lines
+from patchdrive.pipeline.journal import StoreInUseError
+from patchdrive.pipeline.outlook import outlook, outlook_lines
+from patchdrive.pipeline.report import write_report
+from patchdrive.pipeline.run import run
+from patchdrive.pipeline.run_report import RunReport
+from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.store import store_name
+from patchdrive.readers import Image, open_image
+from patchdrive.readers.errors import BudgetError, ModelError, PatchdriveError, ResolutionError, SettingsError, StoreError
+
+DONE, INTERNAL, USAGE, FAILURES, TRY_AGAIN = 0, 1, 2, 3, 75
+_USAGE_ERRORS = (SettingsError, BudgetError, ModelError, ResolutionError, StoreError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    sys.setswitchinterval(1e-4)  # decode threads take the interpreter back within 0.1 ms of each tile, not 5
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except StoreInUseError as error:
+        _say(f"patchdrive: {error}")
+        return TRY_AGAIN
+    except _USAGE_ERRORS as error:
+        _say(f"patchdrive: {error}")
+        return USAGE
+    except PatchdriveError as error:
+        _say(f"patchdrive: {error}")
+        return FAILURES
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="patchdrive", description="Run models over images too large to open.")
+    parser.add_argument("--version", action="version", version=f"patchdrive {version('patchdrive')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    runs = commands.add_parser("run", help="run a model over images and leave a store for each", formatter_class=_Defaults)
+    runs.add_argument("source", nargs="+", help="image files or OME-Zarr folders")
+    runs.add_argument("-o", "--out", type=Path, required=True, help="folder for the stores")
+    _add_settings(runs)
+    runs.add_argument("--overwrite", action="store_true", help="start anew where a store holds another run")
+    runs.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
+    runs.set_defaults(command=_run)
+
+    plans = commands.add_parser("plan", help="what a run would read, and how much; reads no patch", formatter_class=_Defaults)
+    plans.add_argument("source", nargs="+", help="image files or OME-Zarr folders")
+    plans.add_argument("-o", "--out", type=Path, help="folder for a picture of each plan")
+    _add_settings(plans)
+    plans.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
+    plans.set_defaults(command=_plan)
+
+    infos = commands.add_parser("info", help="levels, tiles, mpp or CRS, codec, which reader and why")
+    infos.add_argument("source", nargs="+", help="image files or OME-Zarr folders")
+    infos.add_argument("--reader", help="open with this reader instead of the one that fits")
+    infos.add_argument("--json", action="store_true", help="one JSON object per image on stdout")
+    infos.set_defaults(command=_info)
+
+    reports = commands.add_parser("report", help="pictures and a page for each store")
+    reports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
+    reports.add_argument("-o", "--out", type=Path, help="folder for the pages; beside each store where left out")
+    reports.set_defaults(command=_report)
+
+    demos = commands.add_parser("demo", help="make a slide and a scene, train, run, and show what was found", formatter_class=_Defaults)
+    demos.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything it makes")
+    demos.set_defaults(command=lambda options: demo(options.out))
+    return parser
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in {None, False} else super()._get_help_string(action)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="descriptor", help="built-in name, NAME:weights, .pt2, .safetensors, timm:NAME or module:function")
+    add("--reader", help="open with this reader instead of the one that fits")
+    add("--mpp", type=float, help="target pixel size of slides, µm (default: the model's, else level 0)")
+    add("--gsd", type=float, help="target pixel size of scenes, units of the CRS (default: the model's, else level 0)")
+    add("--mpp-override", type=float, help="µm per level-0 pixel, where a slide does not say")
+    add("--upsample", action="store_true", help="allow a pixel size finer than the image holds")
+    add("--patch-size", type=int, help="footprint of a patch, target pixels (default: the model's)")
+    add("--overlap", type=int, help="patch side minus stride, target pixels (default: what the model needs)")
+    add("--saliency", help="tissue, valid, complexity or module:function (default: tissue for slides, valid for scenes)")
+    add("--select", choices=("grid", "topk"), default="grid", help="every patch worth reading, or the best --max-patches")
+    add("--max-patches", type=int, help="most patches topk or a driving model may ask for")
+    add("--spacing", type=int, help="topk: least distance between patches, target pixels (default: one patch)")
+    add("--blend", choices=("box", "hann", "gaussian", "pyramid"), help="weights where map patches overlap")
+    add("--all-classes", action="store_true", help="keep every class probability of a segmenter")
+    add("--memory", help="host memory to stay under, 8GiB (default: half of what this process may have)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--batch-size", type=int, help="patches per batch (default: 32, or what fits)")
+    add("--workers", type=int, help=f"decode threads (default: {cores()}, the cores this process may use)")
+
+
+def _settings(options: argparse.Namespace) -> RunSettings:
+    fields = {name: getattr(options, name) for name in RunSettings.__slots__}
+    return RunSettings(**{**fields, "memory": None if options.memory is None else parse_bytes(options.memory)})
+
+
+class _Models:
+    """A model is loaded once per kind of image, not once per image."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._held: dict[Any, PatchModel | DriveModel] = {}
+
+    def of(self, image: Image) -> PatchModel | DriveModel:
+        traits = traits_of(image)
+        if traits not in self._held:
+            self._held[traits] = load_model(self._name, traits)
+        return self._held[traits]
+
+
+class _Bar:
+    """The Watcher of the command line: a bar on a terminal, and SIGTERM's wish to stop."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = tqdm(desc=name, unit="patch", disable=None, file=sys.stderr)
+        self._stop = False
+
+    def ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stop = True
+
+    def began(self, rows: int, left: int) -> None:
+        self._bar.reset(total=rows)
+        self._bar.update(rows - left)
+
+    def committed(self, rows: int) -> None:
+        self._bar.update(rows)
+
+    def wants_stop(self) -> bool:
+        return self._stop
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings, models = _settings(options), _Models(options.model)
+    worst = DONE
+    for source in options.source:
+        report = _run_one(source, models, settings, options)
+        print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
+        if report.status == "partial":
+            return TRY_AGAIN
+        worst = max(worst, FAILURES if report.status == "failed" else DONE)
+    return worst
+
+
+def _run_one(source: str, models: _Models, settings: RunSettings, options: argparse.Namespace) -> RunReport:
+    bar = _Bar(Path(source).name)
+    handlers = {number: signal.signal(number, bar.ask_to_stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        image = open_image(source, reader=options.reader)
+        store = options.out / store_name(image)
+        return run(image, models.of(image), store, settings=settings, overwrite=options.overwrite, watcher=bar)
+    except _USAGE_ERRORS:
+        raise
+    except PatchdriveError as error:
+        _say(f"patchdrive: {error}")
+        return RunReport(source=source, store="", status="failed", reasons={str(error): 1})
+    finally:
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _line(report: RunReport) -> str:
+    counted = f"{report.done} of {report.planned} patches done, {report.skipped} skipped, {report.failed} failed"
+    reasons = "".join(f"\n  {count} x {reason}" for reason, count in report.reasons.items())
+    total = report.seconds.get("total", 0.0)
+    where = report.store or "no store"
+    return f"{report.source}: {report.status}; {counted}; {report.coverage:.1%} covered; {total:.1f} s -> {where}{reasons}"
+
+
+def _plan(options: argparse.Namespace) -> int:
+    settings, models = _settings(options), _Models(options.model)
+    for source in options.source:
+        image = open_image(source, reader=options.reader)
+        facts = outlook(image, models.of(image), settings, picture=options.out)
+        print(json.dumps(facts) if options.json else "\n".join(outlook_lines(facts)), flush=True)
+    return DONE
+
+
+def _info(options: argparse.Namespace) -> int:
+    for source in options.source:
+        facts = describe(source, reader=options.reader)
+        print(json.dumps(facts) if options.json else "\n".join(info_lines(facts)), flush=True)
+    return DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    for store in options.store:
+        page = write_report(store, options.out)
+        print(page, flush=True)
+    return DONE

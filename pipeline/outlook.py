@@ -1,0 +1,80 @@
+"""What a run would read: the plan, counted and drawn. No patch is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.budget import show_bytes
+from patchdrive.pipeline.drive import model_drive, once
+from patchdrive.pipeline.glance import glance, make_plan
+from patchdrive.pipeline.pictures import draw_plan, save_picture
+from patchdrive.pipeline.plan import Plan, coverage
+from patchdrive.pipeline.reads import TilesTouched
+from patchdrive.pipeline.run import step
+from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.store import store_name
+from patchdrive.pipeline.timings import Timings
+from patchdrive.pipeline.work import prepare
+from patchdrive.readers import Image
+
+
+def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings, *, picture: Path | None) -> dict[str, Any]:
+    """The first round of a run, counted; with a picture of it in the folder `picture`.
+
+    The seconds are those of decoding alone, at the speed the coarse level was just read.
+
+    Raises:
+        PatchdriveError: what `run` would refuse, this refuses.
+    """
+    timings = Timings()
+    if isinstance(model, DriveModel) and settings.max_patches is not None:
+        model = model.with_max_patches(settings.max_patches)
+    encoder = model.encoder if isinstance(model, DriveModel) else model
+    with timings.stage("glance"):
+        view = glance(image, settings)
+    drive = model_drive(model, view, settings, timings) if isinstance(model, DriveModel) else once(make_plan(view, encoder.spec, settings))
+    plan = step(drive)
+    assert isinstance(plan, Plan)
+    work = prepare(view, encoder.spec, plan, settings, None)
+    frame = work.feed.frame
+    touched = TilesTouched(frame.level, image.dtype.itemsize * len(work.feed.channels))
+    windows = (frame.source_window(y, x).intersect(frame.level.window) for y, x in zip(plan.y.tolist(), plan.x.tolist(), strict=True))
+    needed = sum(touched.add(window) for window in windows if window is not None)
+    level = view.saliency.level
+    speed = level.height * level.width * image.dtype.itemsize * len(image.channels) / max(timings.seconds()["glance"], 1e-3)
+    facts = {
+        "source": image.source,
+        "patches": len(plan),
+        "patch_size": plan.side,
+        "downsample": [plan.grid.downsample_y, plan.grid.downsample_x],
+        "mpp": None if view.mpp is None else [view.mpp[0] * plan.grid.downsample_y, view.mpp[1] * plan.grid.downsample_x],
+        "level": frame.level.index,
+        "resampled": not frame.exact,
+        "coverage": round(coverage([plan], view.saliency), 6),
+        "bytes_needed": needed,
+        "seconds_reading": round(needed / speed, 1),
+        "batch_size": work.sizes.batch_size,
+        "picture": None,
+    }
+    if picture is not None:
+        picture.mkdir(parents=True, exist_ok=True)
+        path = picture / store_name(image).replace(".zarr", ".plan.png")
+        save_picture(path, draw_plan(view.thumbnail, plan, image.levels[0]))
+        facts["picture"] = str(path)
+    return facts
+
+
+def outlook_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    size = "" if facts["mpp"] is None else f" at {facts['mpp'][0]:.4g} µm per pixel"
+    how = "resampled from" if facts["resampled"] else "as stored in"
+    lines = [
+        str(facts["source"]),
+        f"  {facts['patches']} patches of {facts['patch_size']} px{size}, {how} level {facts['level']}, batches of {facts['batch_size']}",
+        f"  {facts['coverage']:.1%} of the valid area, {show_bytes(facts['bytes_needed'])} to decode, "
+        f"about {facts['seconds_reading']:.0f} s of reading",
+    ]
+    return lines if facts["picture"] is None else [*lines, f"  {facts['picture']}"]

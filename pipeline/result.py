@@ -1,0 +1,248 @@
+"""open_result(): what a run left, ready for numpy. Opening reads a few JSON files; everything else is read when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from patchdrive.models.types import ModelSpec
+from patchdrive.pipeline.map_view import MapView, open_map
+from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
+from patchdrive.pipeline.store import SCHEMA
+from patchdrive.pipeline.tables import ROWS, STATES
+from patchdrive.readers.errors import StoreError
+
+_NOT_MADE_BY_MODELS = ("saliency", "thumbnail")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ResultRound:
+    """One round: its plan, and what became of it."""
+
+    plan: Plan
+    """Which patches."""
+    codes: NDArray[np.int8]
+    """(n,) index into `patchdrive.pipeline.tables.STATES`."""
+    reasons: Mapping[str, int]
+    """Why rows were skipped or failed, with how often."""
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """(n,) True where the model's answer is in the store."""
+        return np.asarray(self.codes == STATES.index("done"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Patches:
+    """The patches of all rounds, one after the other, row for row those of `Result.features`."""
+
+    y: NDArray[np.int64]
+    """(n,) first rows, target pixels."""
+    x: NDArray[np.int64]
+    """(n,) first columns, target pixels."""
+    side: NDArray[np.int64]
+    """(n,) rows, and columns, target pixels."""
+    centres: NDArray[np.float64]
+    """(n, 2) level-0 pixels, (y, x)."""
+    score: NDArray[np.float32]
+    """(n,) mean saliency, or what the drive gave."""
+    rank: NDArray[np.int64]
+    """(n,) 0 for the patch that was chosen first in its round."""
+    round: NDArray[np.int64]
+    """(n,) index of its round."""
+    state: NDArray[np.str_]
+    """(n,) planned, done, skipped or failed."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundObjects:
+    """Things a model found."""
+
+    yx: NDArray[np.float64]
+    """(n, 2) centres, level-0 pixels, (y, x)."""
+    score: NDArray[np.float32]
+    """(n,) in [0, 1]."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+class Result:
+    """One store, read only. See `open_result`."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], answers: Mapping[str, Mapping[str, float]]) -> None:
+        self.path, self.facts, self.answers = path, facts, answers
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """What the run told when it ended; None while it is partial."""
+        path = self.path.with_suffix(".done.json")
+        report: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return report
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Of the model, or of a driving model's patch encoder."""
+        return ModelSpec.from_dict(self.facts["model"]["spec"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the image's level 0."""
+        return int(self.facts["source"]["height"]), int(self.facts["source"]["width"])
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres per level-0 pixel, (y, x)."""
+        held = self.facts["source"]["mpp"]
+        return None if held is None else (float(held[0]), float(held[1]))
+
+    @property
+    def state_folder(self) -> Path:
+        """`<id>.patchdrive`, beside the store: plans and commits."""
+        return self.path.with_suffix(".patchdrive")
+
+    @cached_property
+    def rounds(self) -> tuple[ResultRound, ...]:
+        """Plans and states, in order.
+
+        Raises:
+            StoreError: the store was moved without its state.
+        """
+        folder = self.state_folder
+        if not folder.is_dir():
+            raise StoreError(f"{self.path.name} has no {folder.name} beside it, which holds its plans; keep the two together")
+        paths = sorted((folder / "plans").glob("*.npz"), key=lambda path: int(path.stem))
+        return tuple(self._round(index, Plan.load(path)) for index, path in enumerate(paths))
+
+    def _round(self, index: int, plan: Plan) -> ResultRound:
+        folder = self.state_folder
+        commits = sorted((folder / "commits" / str(index)).glob("*.json"))
+        records = {int(path.stem): json.loads(path.read_text()) for path in commits}
+        if self.spec.vector is not None:
+            blocks = feature_blocks(plan, rows=ROWS)
+        else:
+            blocks = map_blocks(plan, edge=json.loads((folder / "sizes.json").read_text())["edge"], halo=self.spec.halo)
+        dropped = Counter(f"{state}: {reason}" for record in records.values() for _, state, reason in record["dropped"])
+        return ResultRound(plan=plan, codes=states_of(len(plan), blocks, records), reasons=dict(sorted(dropped.items())))
+
+    @cached_property
+    def patches(self) -> Patches:
+        """The patches of all rounds.
+
+        Raises:
+            StoreError: the store was moved without its state.
+        """
+        plans, codes = [held.plan for held in self.rounds], [held.codes for held in self.rounds]
+        rows = [len(plan) for plan in plans]
+        return Patches(
+            y=_joined([plan.y for plan in plans], np.int64),
+            x=_joined([plan.x for plan in plans], np.int64),
+            side=np.repeat(np.array([plan.side for plan in plans], np.int64), rows),
+            centres=_joined([plan.centres for plan in plans], np.float64).reshape(-1, 2),
+            score=_joined([plan.score for plan in plans], np.float32),
+            rank=_joined([plan.rank for plan in plans], np.int64),
+            round=np.repeat(np.arange(len(plans)), rows),
+            state=np.array(STATES)[_joined(codes, np.int8)],
+        )
+
+    @cached_property
+    def feature_arrays(self) -> tuple[zarr.Array[Any], ...]:
+        """(n, D) per round, unread; NaN where not computed. Empty for a model that makes maps."""
+        paths = (self.path / "tables").glob(f"{self.spec.name}_round*")
+        ordered = sorted(paths, key=lambda path: int(path.name.rpartition("round")[2]))
+        return tuple(zarr.open_array(store=path / "X", mode="r") for path in ordered)
+
+    @property
+    def features(self) -> NDArray[Any] | None:
+        """(n, D) of all rounds in the stored dtype, NaN where not computed; None for a model that makes maps. Reads them all."""
+        arrays = self.feature_arrays
+        return np.concatenate([np.asarray(array[:]) for array in arrays]) if arrays else None
+
+    @cached_property
+    def maps(self) -> Mapping[str, MapView]:
+        """What the model made, by name; nothing is read yet."""
+        paths = [path for folder in ("labels", "images") for path in sorted((self.path / folder).iterdir()) if path.is_dir()]
+        return {path.name: self._open(path) for path in paths if path.name not in _NOT_MADE_BY_MODELS}
+
+    @cached_property
+    def saliency(self) -> MapView:
+        """Where it was worth looking, in [0, 1]."""
+        return self._open(self.path / "images" / "saliency")
+
+    @cached_property
+    def thumbnail_map(self) -> MapView:
+        """The thumbnail with its place on the image."""
+        return self._open(self.path / "images" / "thumbnail")
+
+    @property
+    def thumbnail(self) -> NDArray[np.uint8]:
+        """(height, width, 3), at most 1024 a side."""
+        return np.ascontiguousarray(np.asarray(self.thumbnail_map.array[:]).transpose(1, 2, 0))
+
+    @cached_property
+    def objects(self) -> Mapping[str, FoundObjects]:
+        """Things found, by name."""
+        prefix = f"{self.spec.name}_"
+        paths = sorted(path for path in (self.path / "tables").glob(f"{prefix}*") if not (path / "obs" / "rank").exists())
+        return {path.name.removeprefix(prefix): _objects(path) for path in paths}
+
+    def _open(self, path: Path) -> MapView:
+        return open_map(path, pixel_size=self.mpp or (1.0, 1.0))
+
+
+def open_result(store: Path | str) -> Result:
+    """Open what a run left, finished or not. Reads a few kilobytes.
+
+    Args:
+        store: `<id>.zarr`.
+
+    Raises:
+        StoreError: it is not a store of ours, or one of another layout.
+    """
+    path = Path(store)
+    metadata = path / "zarr.json"
+    if not metadata.is_file():
+        what = "no Zarr group" if path.exists() else "not there"
+        raise StoreError(f"{path} is {what}; a store is the <id>.zarr folder that `patchdrive run -o OUT` leaves in OUT")
+    attributes = json.loads(metadata.read_text()).get("attributes", {})
+    if "patchdrive" not in attributes:
+        raise StoreError(f"{path} is a Zarr group, but no patchdrive store; images are opened with patchdrive.readers.open_image")
+    facts = attributes["patchdrive"]
+    if facts["schema"] != SCHEMA:
+        raise StoreError(
+            f"{path} has layout {facts['schema']}, this version reads {SCHEMA}; open it with the version that wrote it, or run again"
+        )
+    return Result(path, facts, attributes.get("answers", {}))
+
+
+def states_of(rows: int, blocks: Sequence[Block], records: Mapping[int, Mapping[str, Any]]) -> NDArray[np.int8]:
+    """(rows,) index into `STATES` of every row of a plan, from the records of its committed blocks."""
+    states = np.zeros(rows, np.int8)
+    for block in blocks:
+        if block.index in records:
+            states[block.owned] = STATES.index("done")
+    for record in records.values():
+        for row, state, _ in record["dropped"]:
+            states[row] = STATES.index(state)
+    return states
+
+
+def _objects(path: Path) -> FoundObjects:
+    spatial, score = (np.asarray(zarr.open_array(store=path / name, mode="r")[:]) for name in ("obsm/spatial", "obs/score"))
+    return FoundObjects(yx=spatial[:, ::-1].astype(np.float64), score=score.astype(np.float32))
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)

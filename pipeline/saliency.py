@@ -1,0 +1,91 @@
+"""Where an image is worth reading, judged from its coarse look: scorers by name, and the check of what they return.
+
+A scorer takes the coarse pixels (height, width, channel), in the image's dtype, and their mask (height, width), True where valid, and
+returns float32 (height, width) in [0, 1]; from 0.5 on a place is worth reading.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, laplace
+
+from patchdrive.pipeline.coarse import Coarse
+from patchdrive.pipeline.collar import without_collar
+from patchdrive.pipeline.tissue import tissue
+from patchdrive.readers.errors import SettingsError
+
+Scorer = Callable[[NDArray[Any], NDArray[np.bool_]], NDArray[np.float32]]
+
+_SIGMAS = (1.6, 3.2)
+_HALF = 0.03  # Laplacian response that scores 0.5
+
+
+def load_scorer(name: str) -> Scorer:
+    """The scorer called `tissue`, `valid` or `complexity`, or your own as `module:function`.
+
+    Raises:
+        SettingsError: there is no such scorer.
+    """
+    built_in: dict[str, Scorer] = {"tissue": tissue, "valid": valid, "complexity": complexity}
+    if name in built_in:
+        return built_in[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise SettingsError(f"no saliency is called {name!r}; take one of {', '.join(built_in)}, or your own as module:function")
+    try:
+        scorer = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"the saliency {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(scorer):
+        raise SettingsError(f"the saliency {name!r} is a {type(scorer).__name__}; it must be a function of (pixels, mask)")
+    found: Scorer = scorer
+    return found
+
+
+def score_look(coarse: Coarse, scorer: Scorer, name: str) -> NDArray[np.float32]:
+    """What `scorer` says of `coarse`, (height, width) in [0, 1], 0 where nothing is valid.
+
+    Raises:
+        SettingsError: the scorer returned something that is no saliency; names the rule.
+    """
+    scores = scorer(coarse.pixels, coarse.mask)
+    rule = f"the saliency {name!r} must return a float32 array in [0, 1] of shape {coarse.mask.shape}"
+    if not isinstance(scores, np.ndarray) or scores.shape != coarse.mask.shape or scores.dtype != np.float32:
+        got = f"{scores.dtype} {scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise SettingsError(f"{rule}, not {got}")
+    judged = scores[coarse.mask]
+    if judged.size and not (np.isfinite(judged).all() and judged.min() >= 0.0 and judged.max() <= 1.0):
+        raise SettingsError(f"{rule}; its values reach from {np.min(judged)} to {np.max(judged)}")
+    return np.where(coarse.mask, scores, np.float32(0.0))
+
+
+def valid(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """1 where there is data: valid by the mask, and not in a collar that nobody declared."""
+    return without_collar(pixels, mask).astype(np.float32)
+
+
+def complexity(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How much detail there is, R / (R + 0.03), with R the larger of |sigma^2 * Laplacian of Gaussian| at sigma 1.6 and 3.2 pixels
+    (the Laplacian by five points, which is exactly 0 where grey is level or a slope).
+
+    The scale of grey is fixed by the dtype, never by the image: 1 is the largest value of 8 bits, 4096 for wider integers (what
+    sensors and reflectances hold), 1.0 for floats.
+    """
+    inside = without_collar(pixels, mask)
+    grey = np.nan_to_num(pixels).mean(axis=2, dtype=np.float32)
+    if pixels.dtype.kind in "biu":
+        grey /= np.float32(255.0 if pixels.dtype.itemsize == 1 else 4096.0)
+    if not inside.all():
+        # What lies outside continues what is inside: the edge of the data is no detail.
+        weight = gaussian_filter(inside.astype(np.float32), 4.0)
+        grey = np.where(inside, grey, gaussian_filter(grey * inside, 4.0) / np.maximum(weight, 1e-3))
+    response = np.zeros_like(grey)
+    for sigma in _SIGMAS:
+        np.maximum(response, np.abs(laplace(gaussian_filter(grey, sigma))) * np.float32(sigma**2), out=response)
+    scores: NDArray[np.float32] = response / (response + np.float32(_HALF)) * inside
+    return scores
