@@ -87,7 +87,7 @@ class PatchDriveNetConfig:
 
     def _spec(self, part: str, size: int, pixel_size: float | None, *outputs: OutputSpec) -> ModelSpec:
         return ModelSpec(
-            name=f"patchdrivenet-{part}",
+            name="patchdrivenet" if part == "encoder" else f"patchdrivenet-{part}",  # the encoder's table is the model's
             channels=self.channels,
             size=size,
             any_size=part == "glance",

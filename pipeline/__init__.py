@@ -1,1 +1,10 @@
 """Pipeline: the only folder that imports both readers and models."""
+
+from patchdrive.pipeline.plan import Plan
+from patchdrive.pipeline.report import write_report
+from patchdrive.pipeline.result import Result, open_result
+from patchdrive.pipeline.run import Watcher, run
+from patchdrive.pipeline.run_report import RunReport
+from patchdrive.pipeline.settings import RunSettings
+
+__all__ = ["Plan", "Result", "RunReport", "RunSettings", "Watcher", "open_result", "run", "write_report"]

@@ -224,3 +224,7 @@ def _report(options: argparse.Namespace) -> int:
         page = write_report(store, options.out)
         print(page, flush=True)
     return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -157,7 +157,7 @@ def _compare(truth: SlideTruth, drive: RunReport, slide: Path, weights: Path) ->
     assert isinstance(model, PatchDrive)
     view = glance(image, RunSettings())
     size = model.encoder.spec.size
-    tiling = plan_grid(patch_grid(view, model.encoder.spec, RunSettings()), view.saliency, Layout(side=size, stride=size // 4))
+    tiling = plan_grid(patch_grid(view.image, model.encoder.spec, RunSettings()), view.saliency, Layout(side=size, stride=size // 4))
     drawn = np.random.default_rng(0).permutation(len(tiling))[: drive.planned]
     beside = np.nonzero(_near(tiling.centres, np.concatenate([truth.targets_yx, truth.lookalikes_yx])))[0]
     driven = open_result(drive.store)

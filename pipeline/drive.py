@@ -64,7 +64,7 @@ def model_drive(model: DriveModel, view: View, settings: RunSettings, timings: T
     Raises:
         ModelError: a corner of the model's selection is not on the patch grid.
     """
-    grid = patch_grid(view, model.encoder.spec, settings)
+    grid = patch_grid(view.image, model.encoder.spec, settings)
     with timings.stage("glance"):
         seen, cells = look(model, view, grid, settings, timings)
     with torch.inference_mode():

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from patchdrive.pipeline.coarse import coarse_look
-from patchdrive.pipeline.saliency import load_scorer, score_look
 
 from patchdrive.models.types import ImageTraits, ModelSpec
+from patchdrive.pipeline.coarse import coarse_look
 from patchdrive.pipeline.metadata import Frame, frame_of
 from patchdrive.pipeline.plan import Layout, Plan, Saliency, plan_grid, plan_topk, target_grid
+from patchdrive.pipeline.saliency import load_scorer, score_look
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.readers import Image, Level
 from patchdrive.readers.errors import ModelError, ResolutionError, SettingsError
@@ -58,6 +58,23 @@ def mpp_of(image: Image, settings: RunSettings) -> tuple[float, float] | None:
     return image.mpp if settings.mpp_override is None else (settings.mpp_override, settings.mpp_override)
 
 
+def saliency_of(image: Image, settings: RunSettings) -> str:
+    """The saliency asked for, or the one that fits the image."""
+    return settings.saliency or ("valid" if kind_of(image) == "scene" else "tissue")
+
+
+def check(image: Image, spec: ModelSpec, settings: RunSettings) -> None:
+    """Refuse what can be refused before a pixel is read or a file written.
+
+    Raises:
+        PatchdriveError: image, model and settings do not fit together; says why, and the way out.
+    """
+    load_scorer(saliency_of(image, settings))
+    pick_channels(image, spec)
+    patch_grid(image, spec, settings)
+    layout_of(spec, settings)
+
+
 def glance(image: Image, settings: RunSettings) -> View:
     """Read a coarse level, score it, and keep a thumbnail.
 
@@ -65,7 +82,7 @@ def glance(image: Image, settings: RunSettings) -> View:
         SettingsError: the saliency is unknown, or gives something that is no saliency.
         ReadError: the coarse level cannot be read.
     """
-    name = settings.saliency or ("valid" if kind_of(image) == "scene" else "tissue")
+    name = saliency_of(image, settings)
     scorer = load_scorer(name)
     mpp = mpp_of(image, settings)
     coarse = coarse_look(image, mpp=mpp)
@@ -97,15 +114,14 @@ def thumbnail_of(pixels: NDArray[Any], mask: NDArray[np.bool_], channels: tuple[
     return np.where(known[..., None], np.clip(np.nan_to_num(small), 0, 255), 255).astype(np.uint8)
 
 
-def patch_grid(view: View, spec: ModelSpec, settings: RunSettings) -> Level:
+def patch_grid(image: Image, spec: ModelSpec, settings: RunSettings) -> Level:
     """The target grid for a model: its pixel size, or the user's, as a downsample of level 0.
 
     Raises:
         ResolutionError: the pixel size cannot be known, or is finer than the image holds and upsampling was not asked for.
         SettingsError: mpp was given for a scene, or gsd for a slide.
     """
-    image = view.image
-    wanted, size, option = _wanted_pixel_size(view, spec, settings)
+    wanted, size, option = _wanted_pixel_size(image, spec, settings)
     footprint = settings.patch_size or spec.size
     resized = 1.0 if spec.any_size else footprint / spec.size
     if wanted is None:
@@ -124,9 +140,8 @@ def patch_grid(view: View, spec: ModelSpec, settings: RunSettings) -> Level:
     return target_grid(image.levels[0], downsample_y, downsample_x)
 
 
-def _wanted_pixel_size(view: View, spec: ModelSpec, settings: RunSettings) -> tuple[float | None, tuple[float, float] | None, str]:
+def _wanted_pixel_size(image: Image, spec: ModelSpec, settings: RunSettings) -> tuple[float | None, tuple[float, float] | None, str]:
     """(wanted pixel size or None for level 0's, level 0's own, the option's name)."""
-    image = view.image
     if kind_of(image) == "scene":
         if settings.mpp is not None:
             raise SettingsError(f"{image.source} is a scene; say --gsd (units of its CRS per pixel) instead of --mpp")
@@ -139,14 +154,15 @@ def _wanted_pixel_size(view: View, spec: ModelSpec, settings: RunSettings) -> tu
     if settings.gsd is not None:
         raise SettingsError(f"{image.source} is a slide; say --mpp (µm per pixel) instead of --gsd")
     wanted = settings.mpp if settings.mpp is not None else spec.pixel_size if spec.unit == "um" else None
-    if view.mpp is None:
+    mpp = mpp_of(image, settings)
+    if mpp is None:
         if settings.mpp is not None:
             raise ResolutionError(
                 f"{image.source} does not say how many µm a pixel is, so {settings.mpp:g} mpp cannot be known; "
                 "tell it with --mpp-override, or leave --mpp out to read level-0 pixels as they are"
             )
         return None, None, "mpp"
-    return wanted, view.mpp, "mpp"
+    return wanted, mpp, "mpp"
 
 
 def layout_of(spec: ModelSpec, settings: RunSettings) -> Layout:
@@ -170,7 +186,7 @@ def layout_of(spec: ModelSpec, settings: RunSettings) -> Layout:
 
 def make_plan(view: View, spec: ModelSpec, settings: RunSettings) -> Plan:
     """The plan of a one-shot run: a grid over what is worth reading, or the best patches of it."""
-    grid, layout = patch_grid(view, spec, settings), layout_of(spec, settings)
+    grid, layout = patch_grid(view.image, spec, settings), layout_of(spec, settings)
     if settings.select == "grid":
         return plan_grid(grid, view.saliency, layout)
     assert settings.max_patches is not None

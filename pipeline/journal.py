@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import zarr
 from numpy.typing import NDArray
 
@@ -40,11 +39,15 @@ class Journal:
         except BlockingIOError as error:
             self._lease.close()
             raise StoreInUseError(f"{folder} is in use by another process; wait for it, or write elsewhere with -o") from error
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        self.tidy()
 
     def close(self) -> None:
         """Give the lease back."""
         self._lease.close()
+
+    def tidy(self) -> None:
+        """Remove what only a run in progress needs."""
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The JSON object called `name`, or None before it was written."""
@@ -120,8 +123,3 @@ def sweep(store: Path) -> None:
     """Remove what a kill left half written inside a store."""
     for path in store.rglob("*.partial"):
         path.unlink()
-
-
-def block_of(array: NDArray[Any], *selection: slice) -> tuple[tuple[slice, ...], NDArray[Any]]:
-    """A part for `Journal.place`: `array` at `selection`."""
-    return selection, np.ascontiguousarray(array)

@@ -81,7 +81,7 @@ def frame_of(grid: Level, mpp: tuple[float, float] | None, transform: Affine | N
     )
 
 
-def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool, method: str) -> dict[str, Any]:
+def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool) -> dict[str, Any]:
     """The `multiscales` entry: one dataset "<k>/map" per frame; pixel centres of level k lie (d - 1) / 2 level-0 pixels in."""
     unit = {} if frames[0].unit is None else {"unit": frames[0].unit}
     channel = [{"name": "c", "type": "channel"}] if channel_axis else []
@@ -97,7 +97,6 @@ def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool, metho
         "name": name,
         "axes": [*channel, {"name": "y", "type": "space", **unit}, {"name": "x", "type": "space", **unit}],
         "datasets": datasets,
-        "metadata": {"method": method},
     }
 
 

@@ -77,13 +77,13 @@ def _figures(result: Result, rounds: Sequence[ResultRound]) -> tuple[tuple[Figur
 
 def _cards(result: Result, rounds: Sequence[ResultRound]) -> tuple[tuple[PatchCard, ...], str]:
     """The best patches and what to say of them, or why there are none."""
-    if result.report is None:
-        return (), "Patches are shown once the run is finished: until then the store does not say where its source lies."
+    if result.source is None:
+        return (), "Without the run's state beside the store nobody knows where its source lies, so no patch is shown."
     if not any(held.done.any() for held in rounds):
         return (), "No patch was computed, or none is known here."
-    source = result.report["source"]
+    source, reader = result.source
     try:
-        image = open_image(source)
+        image = open_image(source, reader=reader)
     except (FormatError, ReadError):
         return (), f"The source {Path(source).name} is not where it was, so no patch can be shown."
     try:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from patchdrive.models.types import ModelSpec
 from patchdrive.pipeline.map_view import MapView, open_map
-from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
+from patchdrive.pipeline.plan import Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.store import SCHEMA
-from patchdrive.pipeline.tables import ROWS, STATES
+from patchdrive.pipeline.tables import ROWS, STATES, states_of
 from patchdrive.readers.errors import StoreError
 
 _NOT_MADE_BY_MODELS = ("saliency", "thumbnail")
@@ -112,6 +112,15 @@ class Result:
     def state_folder(self) -> Path:
         """`<id>.patchdrive`, beside the store: plans and commits."""
         return self.path.with_suffix(".patchdrive")
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """(path or URL, reader) of the image, as the run opened it; None without the run's state beside the store."""
+        path = self.state_folder / "source.json"
+        if not path.exists():
+            return None
+        held = json.loads(path.read_text())
+        return held["source"], held["reader"]
 
     @cached_property
     def rounds(self) -> tuple[ResultRound, ...]:
@@ -225,18 +234,6 @@ def open_result(store: Path | str) -> Result:
             f"{path} has layout {facts['schema']}, this version reads {SCHEMA}; open it with the version that wrote it, or run again"
         )
     return Result(path, facts, attributes.get("answers", {}))
-
-
-def states_of(rows: int, blocks: Sequence[Block], records: Mapping[int, Mapping[str, Any]]) -> NDArray[np.int8]:
-    """(rows,) index into `STATES` of every row of a plan, from the records of its committed blocks."""
-    states = np.zeros(rows, np.int8)
-    for block in blocks:
-        if block.index in records:
-            states[block.owned] = STATES.index("done")
-    for record in records.values():
-        for row, state, _ in record["dropped"]:
-            states[row] = STATES.index(state)
-    return states
 
 
 def _objects(path: Path) -> FoundObjects:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
 from patchdrive.pipeline.feed import feed
-from patchdrive.pipeline.glance import glance, kind_of, make_plan, mpp_of
+from patchdrive.pipeline.glance import check, glance, kind_of, make_plan, mpp_of
 from patchdrive.pipeline.infer import infer, pick_device
 from patchdrive.pipeline.plan import Plan, coverage
 from patchdrive.pipeline.run_report import RunReport, measure
@@ -72,6 +72,7 @@ def run(
     if isinstance(model, DriveModel) and settings.max_patches is not None:
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model
+    check(image, encoder.spec, settings)
     facts = facts_of(image, model, encoder, settings)
     with ResultStore.open(Path(store), encoder.spec, facts, overwrite=overwrite, all_classes=settings.all_classes) as result:
         if result.report is not None:

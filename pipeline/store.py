@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
-from patchdrive.pipeline.arrays import ArraySpec, ensure_array, ensure_filled, ensure_group
+from patchdrive.pipeline.arrays import ensure_group
 from patchdrive.pipeline.drive import Outcome
 from patchdrive.pipeline.glance import View
 from patchdrive.pipeline.journal import Journal, sweep, write_whole
-from patchdrive.pipeline.maps import StoredMap, encode, stored_maps, value_window
-from patchdrive.pipeline.metadata import Frame, axes_of, image_label, map_attributes, multiscales, omero, spatial_ref_attributes
+from patchdrive.pipeline.map_arrays import create_map, place_map, write_map
+from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
+from patchdrive.pipeline.metadata import Frame
 from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.stitch import Finished, MapPart
-from patchdrive.readers import Image, Window
+from patchdrive.readers import Image
 from patchdrive.readers.errors import ModelError, StoreError
 
 SCHEMA = 1
 """Version of the layout; a store of another one is not resumed."""
-_SHARD_CHUNK = 512
-_PLAIN_CHUNK = 1024
-"""Georeferenced maps have plain chunks: GDAL before 3.13 reads no shards."""
+_OWN = ("saliency", "thumbnail")
+"""Images that every store has; no model output may take their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,8 +101,9 @@ class ResultStore:
             raise StoreError(f"a store's name ends in .zarr, got {path.name}")
         journal = Journal(path.with_suffix(".patchdrive"))
         try:
-            if overwrite:
-                _remove(path, journal.folder)
+            # A run that never began a round holds nothing worth keeping, whatever its settings were.
+            if overwrite or not (journal.folder / "plans" / "0.json").exists():
+                _remove(path, journal.folder, anything=overwrite)
             _check_facts(path, journal, {"schema": SCHEMA, **facts})
             sweep(path)
         except StoreError:
@@ -135,6 +136,7 @@ class ResultStore:
 
     def put_view(self, view: View) -> None:
         """What was seen of the image before any patch was read: the saliency, and a thumbnail for people."""
+        self._journal.write("source.json", {"source": view.image.source, "reader": view.image.reader})
         level, cell = view.saliency.level, view.thumbnail_cell
         saliency = OutputSpec(name="saliency", kind="probability", channels=("saliency",), colors=("FFFFFF",))
         self.put_map(saliency, view.saliency.map[None], view.saliency.mask, view.frame(level))
@@ -148,7 +150,7 @@ class ResultStore:
             fill=None,
             stride=1,
         )
-        self._put_map(thumbnail, view.frame(level).coarser(cell), view.thumbnail.transpose(2, 0, 1))
+        write_map(self.path, thumbnail, view.frame(level).coarser(cell), view.thumbnail.transpose(2, 0, 1), self._journal)
 
     def put_outcome(self, outcome: Outcome, view: View) -> None:
         """What a drive returned: fused maps, things found, answers about the whole image."""
@@ -197,9 +199,11 @@ class ResultStore:
     def _create_maps(self, frame: Frame, edge: int) -> None:
         for output in self._spec.outputs:
             stored = stored_maps(output, all_classes=self._all_classes)
+            if any(one.name in _OWN for one in stored):
+                raise ModelError(f"{self._spec.name}: a map cannot be called {' or '.join(_OWN)}, every store has those; rename the output")
             self._maps[output.name] = (output, stored)
             for one in stored:
-                self._create_map(one, frame.coarser(one.stride), edge // one.stride)
+                create_map(self.path, one, frame.coarser(one.stride), edge // one.stride, self._journal)
 
     def commit(self, finished: Finished) -> None:
         """Make one block permanent: its files first, then its record."""
@@ -211,7 +215,7 @@ class ResultStore:
             output, stored = self._maps[name]
             for one in stored:
                 assert block.window is not None
-                self._place_map(one, block.window, encode(output, part, one))
+                place_map(self.path, one, block.window, encode(output, part, one), self._journal)
         counts = Counter(drop.state for drop in finished.dropped)
         self._journal.commit(
             round_.index,
@@ -240,12 +244,6 @@ class ResultStore:
                 raise ModelError(f"{self._spec.name}: a feature of patch {row} does not fit {vector.dtype}; store another dtype")
         self._journal.place(self._table(round_.index) / "X", [((slice(start, start + len(rows)), slice(0, values.shape[1])), values)])
 
-    def _place_map(self, stored: StoredMap, window: Window, values: NDArray[Any]) -> None:
-        y, x = window.y // stored.stride, window.x // stored.stride
-        area = (slice(y, y + values.shape[-2]), slice(x, x + values.shape[-1]))
-        lead = () if stored.folder == "labels" else (slice(0, len(values)),)
-        self._journal.place(self.path / stored.path / "0" / "map", [((*lead, *area), values)])
-
     def features(self, plan: Plan) -> NDArray[np.float32] | None:
         """(n, D) features of the current round as the store gives them back, NaN where not computed; None where there are only maps."""
         round_ = self._rounds[-1]
@@ -258,13 +256,16 @@ class ResultStore:
     def put_map(self, output: OutputSpec, values: NDArray[Any], valid: NDArray[np.bool_], frame: Frame) -> None:
         """A map that is there whole, (channel, height, width), on the frame it lies on."""
         for stored in stored_maps(output, all_classes=self._all_classes):
-            self._put_map(stored, frame, encode(output, MapPart(values=values, valid=valid), stored))
+            write_map(self.path, stored, frame, encode(output, MapPart(values=values, valid=valid), stored), self._journal)
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the rows' states, and last of all the report: the run is done."""
         for round_ in self._rounds:
             if self._spec.vector is not None:
-                tables.write_states(self._table(round_.index), self._states(round_), self._journal)
+                records = self._journal.committed(round_.index)
+                states = tables.states_of(len(round_.plan), round_.blocks, records)
+                tables.write_states(self._table(round_.index), states, self._journal)
+        self._journal.tidy()
         write_whole(_done_path(self.path), json.dumps(report, indent=1) + "\n")
 
     def counts(self) -> dict[str, int]:
@@ -280,75 +281,18 @@ class ResultStore:
         records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
         return Counter(f"{state}: {reason}" for record in records for _, state, reason in record["dropped"])
 
-    def _states(self, round_: Round) -> NDArray[np.int8]:
-        states = np.zeros(len(round_.plan), np.int8)
-        records = self._journal.committed(round_.index)
-        for block in round_.blocks:
-            if block.index in records:
-                states[block.owned] = tables.STATES.index("done")
-                for row, state, _ in records[block.index]["dropped"]:
-                    states[row] = tables.STATES.index(state)
-        return states
-
     def _table(self, index: int) -> Path:
         return self.path / "tables" / f"{self._spec.name}_round{index}"
-
-    def _put_map(self, stored: StoredMap, frame: Frame, values: NDArray[Any]) -> None:
-        """A map that is written whole."""
-        self._create_map(stored, frame, 4096)
-        self._journal.place(self.path / stored.path / "0" / "map", [(tuple(slice(0, extent) for extent in values.shape), values)])
-
-    def _create_map(self, stored: StoredMap, frame: Frame, block: int) -> None:
-        """The group and the empty array of one map, with everything viewers and GIS need to place it."""
-        label = stored.folder == "labels"
-        entry = multiscales(stored.name, [frame], channel_axis=not label, method="weighted mean of patches")
-        ome: dict[str, Any] = {"version": "0.5", "multiscales": [entry]}
-        if label:
-            ome["image-label"] = image_label(stored.channels, stored.colors)
-        else:
-            ome["omero"] = omero(stored.channels, stored.colors, *value_window(stored))
-        extra = {"scale_factor": 1 / 254} if stored.kind == "probability" else {}
-        ensure_group(self.path / stored.path, {"ome": ome})
-        ensure_group(self.path / stored.path / "0", {})
-        lead, names = ((), ("y", "x")) if label else ((len(stored.channels),), ("c", "y", "x"))
-        chunks, shards = _chunking(frame, block)
-        spec = ArraySpec(
-            shape=(*lead, frame.height, frame.width),
-            dtype=stored.dtype,
-            chunks=(*(1 for _ in lead), *chunks),
-            shards=None if shards is None else (*lead, *shards),
-            fill=0 if stored.fill is None else stored.fill,
-            names=names,
-        )
-        attributes = {"patchdrive:kind": stored.kind, **extra, **map_attributes(frame, stored.fill, np.dtype(stored.dtype))}
-        level = self.path / stored.path / "0"
-        ensure_array(level / "map", spec, attributes)
-        self._create_axes(level, frame)
-
-    def _create_axes(self, level: Path, frame: Frame) -> None:
-        if frame.transform is None:
-            return
-        reference = ArraySpec(shape=(), dtype="int64", chunks=())
-        ensure_array(level / "spatial_ref", reference, spatial_ref_attributes(frame))
-        for axis, (values, attributes) in axes_of(frame).items():
-            ensure_filled(level / axis, values, self._journal, attributes=attributes, names=(axis,))
-
-
-def _chunking(frame: Frame, block: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Chunks, and shards for slides, so that a block is always whole chunks or one shard."""
-    if frame.transform is not None:
-        chunk = min(_PLAIN_CHUNK, block)
-        return (chunk, chunk), None
-    chunk = min(_SHARD_CHUNK, block)
-    return (chunk, chunk), (block, block)
 
 
 def _done_path(path: Path) -> Path:
     return path.with_suffix(".done.json")
 
 
-def _remove(path: Path, state: Path) -> None:
-    """Start anew. The report goes first: a store without it is never taken for done."""
+def _remove(path: Path, state: Path, *, anything: bool) -> None:
+    """Start anew: drop what an earlier run left, or `anything`. The report goes first: no store without it is taken for done."""
+    if not (anything or (state / "run.json").exists()):
+        return
     _done_path(path).unlink(missing_ok=True)
     for entry in state.iterdir():
         if entry.is_dir():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from patchdrive.pipeline.arrays import ArraySpec, ensure_array, ensure_filled, ensure_group
 from patchdrive.pipeline.journal import Journal
-from patchdrive.pipeline.plan import Plan
+from patchdrive.pipeline.plan import Block, Plan
 
 ROWS = 1024
 """Rows of a feature block, and of a chunk of X."""
@@ -48,6 +48,18 @@ def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: J
     spatial = yx[:, ::-1].astype(np.float64)
     _create_frame(path, len(scores), obs={"score": scores}, order=("score",), columns=("score",), spatial=spatial, journal=journal)
     ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
+
+
+def states_of(rows: int, blocks: Sequence[Block], records: Mapping[int, Mapping[str, Any]]) -> NDArray[np.int8]:
+    """(rows,) index into `STATES` of every row of a plan, from the records of its committed blocks."""
+    states = np.zeros(rows, np.int8)
+    for block in blocks:
+        if block.index in records:
+            states[block.owned] = STATES.index("done")
+    for record in records.values():
+        for row, state, _ in record["dropped"]:
+            states[row] = STATES.index(state)
+    return states
 
 
 def write_states(path: Path, states: NDArray[np.int8], journal: Journal) -> None:

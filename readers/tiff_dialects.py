@@ -33,7 +33,7 @@ _MPP_RANGE = (0.01, 100.0)
 _DEFAULT_DPI = (72, 96, 100, 150, 200, 300, 600)
 _ALPHA = (1, 2)
 _PALETTE = 3
-_COLORS = {2: ("red", "green", "blue"), 6: ("red", "green", "blue"), 0: ("grey",), 1: ("grey",), 3: ("index",)}
+_COLORS = {2: ("red", "green", "blue"), 6: ("red", "green", "blue"), 0: ("gray",), 1: ("gray",), 3: ("palette",)}
 
 
 def dialect_of(first: Directory) -> Dialect:

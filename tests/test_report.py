@@ -47,7 +47,7 @@ def stored(path, values, kind, *, chunk=64):
     label = kind == "label"
     frame = frame_of(level(height, width), None, None, None)
     colors = {"image-label": image_label(list("abc"), ["111111"] * 3)} if label else {"omero": omero(["p"], ["FFFFFF"], 0, 254)}
-    entry = multiscales("m", [frame], channel_axis=not label, method="")
+    entry = multiscales("m", [frame], channel_axis=not label)
     ensure_group(path, {"ome": {"version": "0.5", "multiscales": [entry], **colors}})
     lead = () if label else (1,)
     spec = ArraySpec(shape=(*lead, height, width), dtype="uint8", chunks=(*lead, chunk, chunk), fill=255)
@@ -285,7 +285,9 @@ def test_a_source_that_changed_is_said_and_not_shown(slide, tmp_path, change, wo
         if path.is_dir():
             shutil.copytree(path, tmp_path / path.name)
         else:
-            (tmp_path / path.name).write_text(path.read_text().replace(str(slide.folder), str(tmp_path)))
+            shutil.copyfile(path, tmp_path / path.name)
+    origin = tmp_path / "slide-1.patchdrive" / "source.json"
+    origin.write_text(origin.read_text().replace(str(slide.folder), str(tmp_path)))
     if change == "other":
         tifffile.imwrite(tmp_path / "slide.tif", slide.pixels[::-1], tile=(128, 128), photometric="rgb")
     page = check(write_report(tmp_path / "slide-1.zarr"))

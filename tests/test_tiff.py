@@ -330,7 +330,7 @@ def test_grey_jpeg(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, place(96, 96, 1, "uint8")[:, :, 0] // 2, tile=(32, 32), compression="jpeg", photometric="minisblack")
     image = TiffImage(path)
-    assert image.channels == ("grey",)
+    assert image.channels == ("gray",)
     np.testing.assert_array_equal(image.read(image.levels[0].window)[:, :, 0], tifffile.imread(path))
 
 

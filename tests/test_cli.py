@@ -1,0 +1,210 @@
+"""The command line as scripts use it: JSON lines, exit codes, signals, kills."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from patchdrive.pipeline.cli import main
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory) -> Path:
+    """A tiled TIFF slide, 0.5 µm per pixel, brown in the middle of white."""
+    path = tmp_path_factory.mktemp("slide") / "my slide [1].tif"
+    pixels = np.full((2560, 2560, 3), 244, np.uint8)
+    pixels[512:2048, 512:2048] = np.random.default_rng(0).integers(60, 180, (1536, 1536, 3))
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    return path
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_run_prints_one_json_line_per_image_and_nothing_else(slide, tmp_path, capsys):
+    assert main(["run", str(slide), "-o", str(tmp_path), "--json"]) == 0
+    (report,) = lines(capsys)
+    assert {
+        "source", "store", "status", "planned", "done", "skipped", "failed", "coverage", "seconds",
+        "bytes_decoded", "bytes_needed", "peak_host_bytes", "peak_device_bytes",
+    } <= report.keys()  # fmt: skip
+    assert {"total", "read", "infer", "write"} <= report["seconds"].keys()
+    assert report["status"] == "done"
+    assert report["planned"] == report["done"] > 20
+    assert Path(report["store"]).name.startswith("my slide [1]-")
+    assert main(["run", str(slide), "-o", str(tmp_path), "--json"]) == 0
+    assert lines(capsys) == [report]
+
+
+def test_info_prints_the_kept_keys(slide, capsys):
+    assert main(["info", str(slide), "--json"]) == 0
+    (facts,) = lines(capsys)
+    assert {"source", "reader", "dtype", "channels", "levels", "mpp", "crs", "transform", "nodata", "codec"} <= facts.keys()
+    assert facts["mpp"] == [0.5, 0.5]
+    assert facts["levels"][0] == {
+        "height": 2560, "width": 2560, "downsample_y": 1.0, "downsample_x": 1.0, "tile_height": 256, "tile_width": 256,
+    }  # fmt: skip
+    assert main(["info", str(slide)]) == 0
+    assert "0.5 x 0.5 µm" in capsys.readouterr().out
+
+
+def test_plan_counts_what_run_reads_and_draws_it(slide, tmp_path, capsys):
+    assert main(["plan", str(slide), "-o", str(tmp_path), "--json"]) == 0
+    (facts,) = lines(capsys)
+    assert main(["run", str(slide), "-o", str(tmp_path), "--json"]) == 0
+    (report,) = lines(capsys)
+    assert (facts["patches"], facts["bytes_needed"], facts["coverage"]) == (report["planned"], report["bytes_needed"], report["coverage"])
+    assert Path(facts["picture"]).stat().st_size > 500
+
+
+def test_report_prints_its_page(slide, tmp_path, capsys):
+    main(["run", str(slide), "-o", str(tmp_path), "--json"])
+    (report,) = lines(capsys)
+    assert main(["report", report["store"]]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--mpp", "0.25"], 2, "would invent detail"),
+        (["--gsd", "10"], 2, "--mpp"),
+        (["--memory", "1MiB"], 2, "give --memory"),
+        (["--memory", "lots"], 2, "not a size"),
+        (["--model", "descripter"], 2, "descriptor"),
+        (["--saliency", "tisue"], 2, "tissue"),
+        (["--select", "topk"], 2, "max_patches"),
+        (["--device", "cuda:7"], 2, "CUDA"),
+        (["--overlap", "300"], 2, "overlap"),
+    ],
+)
+def test_bad_usage_is_refused_before_anything_is_written(slide, tmp_path, capsys, arguments, code, words):
+    assert main(["run", str(slide), "-o", str(tmp_path / "out"), *arguments]) == code
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+    assert not list((tmp_path / "out").glob("*/plans/*"))
+    assert main(["run", str(slide), "-o", str(tmp_path / "out"), "--json"]) == 0  # and nothing stands in the way of the right words
+
+
+def test_an_image_that_cannot_be_opened_fails_and_the_next_is_done(slide, tmp_path, capsys):
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"II*\0garbage")
+    assert main(["run", str(bad), str(slide), "-o", str(tmp_path / "out"), "--json"]) == 3
+    first, second = lines(capsys)
+    assert (first["status"], second["status"]) == ("failed", "done")
+    assert first["source"] == str(bad)
+    assert first["reasons"]
+
+
+def test_changed_settings_exit_2_and_say_which(slide, tmp_path, capsys):
+    assert main(["run", str(slide), "-o", str(tmp_path)]) == 0
+    assert main(["run", str(slide), "-o", str(tmp_path), "--patch-size", "128"]) == 2
+    assert "settings.patch_size" in capsys.readouterr().err
+
+
+SLOW_MODEL = '''
+import time
+import torch
+from patchdrive.models import ModelSpec, OutputSpec
+
+class Slow:
+    """Means, slowly: so that a signal arrives in the middle."""
+    spec = ModelSpec(name="slow", channels=3, size=24, outputs=(OutputSpec(name="m", kind="vector", channels=("r", "g", "b")),))
+    digest = "slow-1"
+    def __call__(self, pixels):
+        time.sleep(0.04)
+        return {"m": pixels.mean(dim=(2, 3))}
+    def to(self, device):
+        return self
+'''
+
+
+@pytest.fixture
+def command(slide, tmp_path):
+    (tmp_path / "slow_model.py").write_text(SLOW_MODEL)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        arguments = [
+            sys.executable,
+            "-m",
+            "patchdrive.pipeline.cli",
+            "run",
+            str(slide),
+            "-o",
+            str(out),
+            "--model",
+            "slow_model:Slow",
+            "--json",
+        ]
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def wait_for_commits(out: Path, process: subprocess.Popen[str], count: int) -> None:
+    for _ in range(600):
+        if len(list(out.glob("*.patchdrive/commits/0/*.json"))) >= count:
+            return
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.05)
+    pytest.fail("no block was committed in 30 s")
+
+
+def test_sigkill_and_sigterm_cost_at_most_the_block_in_hand(command, tmp_path):
+    whole = command(tmp_path / "whole")
+    said, _ = whole.communicate(timeout=120)
+    report = json.loads(said)
+
+    killed = command(tmp_path / "cut")
+    wait_for_commits(tmp_path / "cut", killed, 1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=30)
+    assert not list((tmp_path / "cut").glob("*.done.json"))
+
+    asked = command(tmp_path / "cut")
+    wait_for_commits(tmp_path / "cut", asked, 2)
+    asked.send_signal(signal.SIGTERM)
+    said, _ = asked.communicate(timeout=60)
+    assert asked.returncode == 75
+    partial = json.loads(said)
+    assert partial["status"] == "partial"
+    assert 0 < partial["done"] < report["planned"]
+
+    rest = command(tmp_path / "cut")
+    said, _ = rest.communicate(timeout=120)
+    assert rest.returncode == 0
+    assert json.loads(said)["done"] == report["planned"]
+    name = Path(report["store"]).name
+    assert tree(tmp_path / "cut" / name) == tree(tmp_path / "whole" / name)
+
+
+def test_a_store_in_use_says_try_again(command, tmp_path):
+    first = command(tmp_path / "out")
+    wait_for_commits(tmp_path / "out", first, 1)
+    second = command(tmp_path / "out")
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 75
+    assert "in use" in said
+    assert first.wait(timeout=120) == 0
+    first.communicate()
