@@ -37,7 +37,8 @@ Sources of the formulas: `patchdrive.models.measures`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import Self
@@ -90,9 +91,14 @@ class Descriptor:
 
     def __call__(self, pixels: Tensor, /) -> Mapping[str, Tensor]:
         """[n, C, S, S] of any S to {"descriptor": [n, D]}, float32, finite for any input."""
-        # Patch by patch on a CPU: a patch and what is made of it stay in its cache, and batches cannot matter.
-        parts = pixels.unsqueeze(1).unbind() if pixels.device.type == "cpu" else (pixels,)
-        return {"descriptor": torch.cat([torch.stack(list(self._columns(part).values()), dim=1) for part in parts])}
+        if pixels.device.type != "cpu":
+            return {"descriptor": self._rows(pixels)}
+        # Patch by patch: a patch and what is made of it stay in the cache, and batches cannot matter.
+        with _one_thread():
+            return {"descriptor": torch.cat([self._rows(part) for part in pixels.unsqueeze(1).unbind()])}
+
+    def _rows(self, pixels: Tensor) -> Tensor:
+        return torch.stack(list(self._columns(pixels).values()), dim=1)
 
     def to(self, _device: torch.device, /) -> Self:
         """Nothing to move: it computes where its input is."""
@@ -110,6 +116,17 @@ class Descriptor:
             red, green, blue = values.unsqueeze(2).unbind(1)
             return _colour_columns(values, self._bands) | _texture_columns(0.299 * red + 0.587 * green + 0.114 * blue)
         return _band_columns(values, self._bands) | _texture_columns(values.mean(1, keepdim=True))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations as small as these gain nothing from a second thread, and wait for it at each when another program has its core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def is_colour(traits: ImageTraits) -> bool:

@@ -150,24 +150,22 @@ def _left_out(view: MapView) -> str:
     return f" Its first {_MOST_CHANNELS} of {count} channels are drawn." if count > _MOST_CHANNELS else ""
 
 
-def _scale_words(small: SmallMap, view: MapView) -> str:
+def _scale_words(small: SmallMap, view: MapView, how: str = "is the mean") -> str:
     cell = round(small.downsample[0] / view.downsample[0])
-    return "" if cell == 1 else f" Each pixel here stands for {cell} x {cell} of the map's."
+    return "" if cell == 1 else f" Each pixel here {how} of {cell} x {cell} of the map's."
 
 
 def _probability(view: MapView, small: SmallMap, channel: int, canvas: Canvas) -> Figure:
-    values, ramp, name = small.values[channel], _ramp("viridis"), view.channels[channel]
-    known = values[np.isfinite(values)]
+    peaks, ramp, name = small.peaks[channel], _ramp("viridis"), view.channels[channel]
+    known = small.values[channel][np.isfinite(small.values[channel])]
     alone = len(view.channels) == 1
-    told = (
-        f"Mean {known.mean():.3f}, {(known >= 0.5).mean():.1%} of what was computed is at least 0.5." if known.size else "Nothing computed."
-    )
+    told = f"Mean {known.mean():.3f}, highest {np.nanmax(peaks):.3f}." if known.size else "Nothing computed."
     return Figure(
         name=view.name if alone else f"{view.name}_{channel:02d}",
         title=view.name if alone else f"{view.name}: {name}",
-        caption=f"Probability. {told}{_scale_words(small, view)}{_left_out(view)}",
+        caption=f"Probability. {told}{_scale_words(small, view, 'shows the highest')}{_left_out(view)}",
         alt=f"Probability map {view.name}, channel {name}, over the pale thumbnail. {told}",
-        pixels=pictures.ramp_overlay(pictures.muted(canvas), pictures.sampled(values, small.downsample, canvas, np.nan), ramp),
+        pixels=pictures.ramp_overlay(pictures.muted(canvas), pictures.sampled(peaks, small.downsample, canvas, np.nan), ramp),
         legend=_seen(ramp, "0", "1"),
     )
 
@@ -184,7 +182,8 @@ def _label(view: MapView, small: SmallMap, canvas: Canvas) -> Figure:
     return Figure(
         name=view.name,
         title=view.name,
-        caption=f"Classes; shares are of the {int(small.counts.sum()):,} map pixels that were named.{_scale_words(small, view)}",
+        caption=f"Classes; shares are of the {int(small.counts.sum()):,} map pixels that were named."
+        + _scale_words(small, view, "is the middle"),
         alt=f"Label map {view.name} over the pale thumbnail: {', '.join(told)}",
         pixels=pictures.overlay(pale, colors[ids], np.where(known, np.float32(_LABEL_STRENGTH), np.float32(0))),
         legend=Swatches(entries=tuple(zip(seen, told, strict=True))),

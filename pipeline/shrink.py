@@ -18,6 +18,8 @@ class SmallMap:
 
     values: NDArray[np.float32]
     """(channel, height, width), NaN where there is none; of a label map (1, height, width) class ids."""
+    peaks: NDArray[np.float32]
+    """As `values`, the highest of each block: a thing of one pixel is not lost in a small picture. Of a label map, its `values`."""
     downsample: tuple[float, float]
     """Level-0 pixels per pixel, (y, x)."""
     counts: NDArray[np.int64]
@@ -27,41 +29,46 @@ class SmallMap:
 def shrink(view: MapView, most: int) -> SmallMap:
     """`view` at no more than `most` pixels a side.
 
-    Probabilities and images are means over what is there; a label map is sampled at the middle of each block, its classes are counted
-    in full.
+    Probabilities and images are means over what is there, and their highest values; a label map is sampled at the middle of each
+    block, its classes are counted in full.
     """
     y, x = view.axes
     cell = max(1, -(-max(y.extent, x.extent) // most))
     downsample = y.downsample * cell, x.downsample * cell
     if view.kind == "label":
         values, counts = _shrink_labels(view, cell)
-    else:
-        values, counts = _shrink_means(view, cell), np.zeros(0, np.int64)
-    return SmallMap(values=values, downsample=downsample, counts=counts)
+        return SmallMap(values=values, peaks=values, downsample=downsample, counts=counts)
+    values, peaks = _shrink_numbers(view, cell)
+    return SmallMap(values=values, peaks=peaks, downsample=downsample, counts=np.zeros(0, np.int64))
 
 
-def _shrink_means(view: MapView, cell: int) -> NDArray[np.float32]:
+def _shrink_numbers(view: MapView, cell: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and highest value of each block."""
     y, x = view.axes
     shape = (len(view.channels), -(-y.extent // cell), -(-x.extent // cell))
     sums, weights = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+    peaks = np.full(shape, -np.inf, np.float32)
     for window in view.windows(most=max(1, (1 << 22) // shape[0])):
         values = view.values(window)
         known = ~np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else ~np.isnan(values)
         known &= np.isfinite(np.ma.getdata(values))
         if known.any():
-            _add_blocks(sums, np.where(known, np.ma.getdata(values), 0), window, cell)
-            _add_blocks(weights, known, window, cell)
+            there = np.ma.getdata(values)
+            _by_blocks(np.add, sums, np.where(known, there, 0).astype(np.float64), window, cell)
+            _by_blocks(np.add, weights, known.astype(np.float64), window, cell)
+            _by_blocks(np.maximum, peaks, np.where(known, there, -np.inf).astype(np.float32), window, cell)
     with np.errstate(invalid="ignore"):
-        return np.asarray(sums / np.where(weights > 0, weights, np.nan), np.float32)
+        means = np.asarray(sums / np.where(weights > 0, weights, np.nan), np.float32)
+    return means, np.where(weights > 0, peaks, np.nan)
 
 
-def _add_blocks(into: NDArray[np.float64], values: NDArray[Any], window: Window, cell: int) -> None:
-    """Add the pixels of `window` to the cells they lie in; a cell may be shared between windows."""
+def _by_blocks(join: np.ufunc, into: NDArray[Any], values: NDArray[Any], window: Window, cell: int) -> None:
+    """Join the pixels of `window` into the cells they lie in; a cell may be shared between windows."""
     first_y, first_x = window.y // cell, window.x // cell
     rows = np.maximum(np.arange(first_y, -(-window.y_end // cell)) * cell - window.y, 0)
     columns = np.maximum(np.arange(first_x, -(-window.x_end // cell)) * cell - window.x, 0)
-    sums = np.add.reduceat(np.add.reduceat(values, rows, axis=1, dtype=np.float64), columns, axis=2)
-    into[:, first_y : first_y + len(rows), first_x : first_x + len(columns)] += sums
+    part = into[:, first_y : first_y + len(rows), first_x : first_x + len(columns)]
+    join(part, join.reduceat(join.reduceat(values, rows, axis=1), columns, axis=2), out=part)
 
 
 def _shrink_labels(view: MapView, cell: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
