@@ -91,14 +91,15 @@ def encode(output: OutputSpec, part: MapPart, stored: StoredMap) -> NDArray[Any]
         return np.where(valid, values.argmax(axis=0), NONE).astype(np.uint8)
     if stored.name == f"{output.name}_probability":
         values = values.max(axis=0, keepdims=True)
-    if stored.kind == "probability":
-        return np.where(valid, np.rint(np.clip(values, 0.0, 1.0) * PROBABILITY_STEPS), NONE).astype(np.uint8)
-    dtype = np.dtype(stored.dtype)
-    fill = 0 if stored.fill is None else stored.fill
-    kept = np.where(valid, values, 0)
-    if dtype.kind in "iu":
-        kept = np.clip(np.rint(kept), np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return np.where(valid, kept.astype(dtype), np.asarray(fill).astype(dtype))
+    out = np.full(values.shape, NONE if stored.kind == "probability" else 0, stored.dtype)
+    for channel, plane in zip(out, values, strict=True):  # one at a time: a block of many channels is large
+        kept = plane[valid]
+        if stored.kind == "probability":
+            kept = np.rint(np.clip(kept, 0.0, 1.0) * PROBABILITY_STEPS)
+        elif out.dtype.kind in "iu":
+            kept = np.clip(np.rint(kept), np.iinfo(out.dtype).min, np.iinfo(out.dtype).max)
+        channel[valid] = kept
+    return out
 
 
 def decode_probability(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ Sources: ngff.openmicroscopy.org/0.5, CF conventions 1.11, GDAL's Zarr driver, z
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,10 @@ def spatial_ref_attributes(frame: Frame) -> dict[str, Any]:
     attributes: dict[str, Any] = {"GeoTransform": " ".join(repr(float(value)) for value in (c, a, b, f, d, e))}
     if frame.crs is not None:
         wkt = frame.crs.to_wkt()
-        attributes |= {**frame.crs.to_cf(), "crs_wkt": wkt, "spatial_ref": wkt}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # CF has no word for some parameters; the WKT beside it has them all
+            conventions = frame.crs.to_cf()
+        attributes |= {**conventions, "crs_wkt": wkt, "spatial_ref": wkt}
     return attributes
 
 

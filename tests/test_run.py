@@ -20,7 +20,7 @@ from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.pipeline.run import Nobody, run
 from patchdrive.pipeline.settings import RunSettings
-from patchdrive.readers import MemoryImage, Window
+from patchdrive.readers import MemoryImage, Window, open_image
 from patchdrive.readers.errors import BudgetError, ModelError, ReadError, ResolutionError, SettingsError, StoreError
 
 
@@ -85,6 +85,18 @@ def test_identity_in_identity_out(tmp_path, blend, dtype, channels):
     assert report.status == "done"
     np.testing.assert_array_equal(read_map(tmp_path / "i.zarr", "images/image").transpose(1, 2, 0), pixels)
     assert (read_map(tmp_path / "i.zarr", "labels/image_valid") == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "blend"), [("wsi/panimg/no_dzi.tif", "hann"), ("rs/misc/rgb16.tif", "pyramid"), ("rs/misc/dem.tif", "gaussian")]
+)
+def test_identity_of_real_files(tmp_path, real_file, name, blend):
+    image = open_image(real_file(name))
+    pixels, valid = image.read(image.levels[0].window), image.read_mask(image.levels[0].window)
+    settings = RunSettings(saliency="test_run:everywhere", patch_size=97, overlap=41, blend=blend)
+    run(image, Identity(traits_of(image)), tmp_path / "i.zarr", settings=settings)
+    np.testing.assert_array_equal(read_map(tmp_path / "i.zarr", "images/image").transpose(1, 2, 0)[valid], pixels[valid])
+    np.testing.assert_array_equal(read_map(tmp_path / "i.zarr", "labels/image_valid") == 1, valid)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (97, 97), (98, 96)])
