@@ -6,6 +6,7 @@ Tensors are written `[B, K, D]`; coordinates are level-0 pixels, (y, x), pixel c
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -134,8 +135,8 @@ class ModelSpec:
         return pixels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        """Plain JSON types; `from_dict` is the inverse. JSON has no NaN: a fill of NaN is the string "nan"."""
+        return {**dataclasses.asdict(self), "fill": "nan" if math.isnan(self.fill) else self.fill}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -146,7 +147,7 @@ class ModelSpec:
         """
         try:
             outputs = tuple(OutputSpec(**_tuples(output)) for output in fields["outputs"])
-            return cls(**{**_tuples(fields), "outputs": outputs})
+            return cls(**{**_tuples(fields), "outputs": outputs, "fill": float(fields.get("fill", 0.0))})
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not a model spec: {error}; write one with ModelSpec.to_dict") from error
 

@@ -71,6 +71,8 @@ class Allotment:
     """Side of a map block, target pixels."""
     pool_bytes: int
     """Decoded tiles to keep."""
+    workers: int
+    """Threads that decode and cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,17 @@ class Needs:
         """The batches in flight, their float32 copy, and the slots one batch is cut from."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
         patch = self.frame.side**2 * self.channels * (_BATCHES_HELD * stored + 2 * 4)
-        return batch_size * patch + 2 * self.slot_bytes() * min(2, batch_size) * self.frame.slots_per_patch()
+        return batch_size * patch + self.least_pool()
+
+    def least_pool(self) -> int:
+        """The slots that two patches are cut from."""
+        return 2 * self.slot_bytes() * self.frame.slots_per_patch()
+
+    def worker_bytes(self) -> int:
+        """What one thread holds while it cuts a patch: source pixels, validity and, where they are resampled, two float32 copies."""
+        frame = self.frame
+        pixels = int(frame.side * frame.step_y + 2) * int(frame.side * frame.step_x + 2)
+        return pixels * (self.channels * (self.dtype.itemsize + (0 if frame.exact else 8)) + 2) + self.slot_bytes()
 
     def slot_bytes(self) -> int:
         """One decoded slot."""
@@ -108,7 +120,7 @@ class Needs:
         return total
 
 
-def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None) -> Allotment:
+def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None, workers: int) -> Allotment:
     """Share `memory` bytes out: first the map block, then the batch, and decoded tiles get the rest.
 
     Args:
@@ -116,6 +128,8 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
         memory: host bytes for them all.
         batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch within 2 Mpx.
         edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
+
+        workers: threads wanted; fewer where the budget says so, which changes no answer.
 
     Raises:
         BudgetError: the smallest that would do is more than `memory`.
@@ -126,12 +140,13 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
     edges = [edge] if edge is not None else [cells * finest for cells in _EDGES]
     for side in edges:
         for size in batches:
-            left = memory - needs.fixed - needs.block_bytes(side) - needs.batch_bytes(size)
+            left = memory - needs.fixed - needs.block_bytes(side) - needs.batch_bytes(size) - needs.worker_bytes()
             if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
-                pool = min(_POOL_CAP, left + needs.slot_bytes() * min(2, size) * needs.frame.slots_per_patch())
-                return Allotment(batch_size=size, edge=side, pool_bytes=pool)
-    least = needs.fixed + needs.block_bytes(edges[-1]) + needs.batch_bytes(batches[-1])
+                more = min(workers - 1, left // needs.worker_bytes())
+                pool = min(_POOL_CAP, left - more * needs.worker_bytes() + needs.least_pool())
+                return Allotment(batch_size=size, edge=side, pool_bytes=pool, workers=1 + more)
+    least = needs.fixed + needs.block_bytes(edges[-1]) + needs.batch_bytes(batches[-1]) + needs.worker_bytes()
     raise BudgetError(
         f"a memory budget of {show_bytes(memory)} cannot hold one block and one batch of {batches[-1]}; "
-        f"give --memory {show_bytes(least + 2**20).replace(' ', '')} or more, or a smaller --patch-size"
+        f"give --memory {-(-least // 2**20)}MiB or more, or a smaller --patch-size"
     )

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except StoreInUseError as error:
-        _say(f"patchdrive: {error}")
+    except KeyboardInterrupt:
+        _say("patchdrive: stopped; the same command goes on from the last block committed")
         return TRY_AGAIN
     except _USAGE_ERRORS as error:
         _say(f"patchdrive: {error}")
@@ -141,15 +142,30 @@ class _Models:
         return self._held[traits]
 
 
+class _Stop:
+    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        _say("patchdrive: finishing the block in hand; the same command goes on from there (Ctrl-C again to stop at once)")
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 class _Bar:
-    """The Watcher of the command line: a bar on a terminal, and SIGTERM's wish to stop."""
+    """The Watcher of the command line: a bar on a terminal, and the wish to stop."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stop: _Stop) -> None:
         self._bar = tqdm(desc=name, unit="patch", disable=None, file=sys.stderr)
-        self._stop = False
-
-    def ask_to_stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stop = True
+        self._stop = stop
 
     def began(self, rows: int, left: int) -> None:
         self._bar.reset(total=rows)
@@ -159,7 +175,7 @@ class _Bar:
         self._bar.update(rows)
 
     def wants_stop(self) -> bool:
-        return self._stop
+        return self._stop.asked
 
     def close(self) -> None:
         self._bar.close()
@@ -168,31 +184,29 @@ class _Bar:
 def _run(options: argparse.Namespace) -> int:
     settings, models = _settings(options), _Models(options.model)
     worst = DONE
-    for source in options.source:
-        report = _run_one(source, models, settings, options)
-        print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
-        if report.status == "partial":
-            return TRY_AGAIN
-        worst = max(worst, FAILURES if report.status == "failed" else DONE)
+    with closing(_Stop()) as stop:
+        for left, source in zip(reversed(range(len(options.source))), options.source, strict=True):
+            report, code = _run_one(source, models, settings, options, stop)
+            if code == USAGE and len(options.source) == 1:
+                return USAGE
+            print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
+            worst = max(worst, code)
+            if report.status == "partial" or (stop.asked and left):
+                return TRY_AGAIN
     return worst
 
 
-def _run_one(source: str, models: _Models, settings: RunSettings, options: argparse.Namespace) -> RunReport:
-    bar = _Bar(Path(source).name)
-    handlers = {number: signal.signal(number, bar.ask_to_stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+def _run_one(source: str, models: _Models, settings: RunSettings, options: argparse.Namespace, stop: _Stop) -> tuple[RunReport, int]:
+    """One image's report and exit code: what is wrong with one image is told and does not stop the others."""
     try:
-        image = open_image(source, reader=options.reader)
-        store = options.out / store_name(image)
-        return run(image, models.of(image), store, settings=settings, overwrite=options.overwrite, watcher=bar)
-    except _USAGE_ERRORS:
-        raise
+        with closing(open_image(source, reader=options.reader)) as image, closing(_Bar(Path(source).name, stop)) as bar:
+            store = options.out / store_name(image)
+            report = run(image, models.of(image), store, settings=settings, overwrite=options.overwrite, watcher=bar)
+            return report, FAILURES if report.status == "failed" else DONE
     except PatchdriveError as error:
         _say(f"patchdrive: {error}")
-        return RunReport(source=source, store="", status="failed", reasons={str(error): 1})
-    finally:
-        bar.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        code = TRY_AGAIN if isinstance(error, StoreInUseError) else USAGE if isinstance(error, _USAGE_ERRORS) else FAILURES
+        return RunReport(source=source, store="", status="failed", reasons={str(error): 1}), code
 
 
 def _line(report: RunReport) -> str:

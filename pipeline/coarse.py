@@ -108,17 +108,22 @@ def _shrink(image: Image, level: Level, by_y: int, by_x: int) -> Coarse:
     pixels = stored.rechunk((rows, columns, -1))  # type: ignore[no-untyped-call]
     mask = _mask_array(image, level).rechunk((rows, columns))  # type: ignore[no-untyped-call]
     chunks = tuple(tuple(-(-part // by) for part in parts) for parts, by in ((pixels.chunks[0], by_y), (pixels.chunks[1], by_x)))
+
+    def reduced(part: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+        """Means in the image's own dtype, and last a channel that is not 0 where something is valid: no more memory than the answer."""
+        means = block_means(part, valid[:, :, 0], by_y, by_x)
+        means[:, :, -1] = means[:, :, -1] > 0
+        return (np.rint(means) if image.dtype.kind in "biu" else means).astype(image.dtype)
+
     means = da.map_blocks(  # type: ignore[no-untyped-call]
-        lambda part, valid: block_means(part, valid[:, :, 0], by_y, by_x),
+        reduced,
         pixels,
         mask[:, :, None],
-        dtype=np.float64,
+        dtype=image.dtype,
         chunks=(*chunks, (pixels.shape[2] + 1,)),
-        meta=np.empty((0, 0, 0)),
+        meta=np.empty((0, 0, 0), image.dtype),
     ).compute()
     values = means[:, :, :-1]
-    if image.dtype.kind in "biu":
-        values = np.rint(values)
     frame = replace(
         level,
         height=values.shape[0],
@@ -128,4 +133,4 @@ def _shrink(image: Image, level: Level, by_y: int, by_x: int) -> Coarse:
         tile_height=min(level.tile_height, values.shape[0]),
         tile_width=min(level.tile_width, values.shape[1]),
     )
-    return Coarse(pixels=values.astype(image.dtype), mask=means[:, :, -1] > 0, level=frame)
+    return Coarse(pixels=values, mask=means[:, :, -1] > 0, level=frame)

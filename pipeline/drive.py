@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zarr
 from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, Glance, Objects, OutputSpec, Selection, Tokens
@@ -46,8 +47,8 @@ class Outcome:
     """Things found: (n, 2) level-0 centres (y, x) and (n,) scores, by name."""
 
 
-Drive = Generator[Plan, NDArray[np.float32] | None, Outcome | None]
-"""Yields plans, is sent (n, D) features in the plan's row order (NaN: not computed), returns its outcome."""
+Drive = Generator[Plan, "zarr.Array[Any] | None", Outcome | None]
+"""Yields plans, is sent (n, D) features in the plan's row order (NaN: not computed; read only if wanted), returns its outcome."""
 
 
 def once(plan: Plan) -> Drive:
@@ -67,17 +68,18 @@ def model_drive(model: DriveModel, view: View, settings: RunSettings, timings: T
     grid = patch_grid(view.image, model.encoder.spec, settings)
     with timings.stage("glance"):
         seen, cells = look(model, view, grid, settings, timings)
-    with torch.inference_mode():
-        talk = model.drive(seen, cells, grid)
-        try:
-            selection = next(talk)
-            while True:
-                plan, rows = plan_of(selection, grid, model.encoder.spec.size)
-                features = yield plan
-                assert features is not None
-                selection = talk.send(tokens_of(selection, features, rows, seen.features.device))
-        except StopIteration as end:
-            return outcome_of(model, end.value, seen, cells)
+    talk = model.drive(seen, cells, grid)
+    tokens: Tokens | None = None
+    while True:
+        with torch.inference_mode():  # around the model's own steps only: a yield inside would leave it on for whoever looks on
+            try:
+                selection = next(talk) if tokens is None else talk.send(tokens)
+            except StopIteration as end:
+                return outcome_of(model, end.value, seen, cells)
+        plan, rows = plan_of(selection, grid, model.encoder.spec.size)
+        features = yield plan
+        assert features is not None
+        tokens = tokens_of(selection, np.asarray(features[:], np.float32), rows, seen.features.device)
 
 
 def plan_of(selection: Selection, grid: Level, side: int) -> tuple[Plan, NDArray[np.int64]]:

@@ -121,19 +121,31 @@ class _Feed:
         kept: list[tuple[int, NDArray[Any], NDArray[np.bool_] | None]] = []
         dropped: list[Dropped] = []
         for start in range(0, len(block.rows), size):
-            jobs = [self._job(row) for row in block.rows[start : start + size].tolist()]
-            with self._timings.stage("read"):
-                slabs = self._resident(jobs, threads)
-                done = list(threads.map(lambda job, have=slabs: self._cut(job, have), jobs))
-            for job, cut in zip(jobs, done, strict=True):
-                if isinstance(cut, Dropped):
-                    dropped.append(cut)
-                else:
-                    kept.append((job.row, *cut))
+            for jobs in self._fitting([self._job(row) for row in block.rows[start : start + size].tolist()]):
+                with self._timings.stage("read"):
+                    slabs = self._resident(jobs, threads)
+                    done = list(threads.map(lambda job, have=slabs: self._cut(job, have), jobs))
+                for job, cut in zip(jobs, done, strict=True):
+                    if isinstance(cut, Dropped):
+                        dropped.append(cut)
+                    else:
+                        kept.append((job.row, *cut))
             if len(kept) > size:
                 yield self._batch(block, kept[:size], dropped, last=False)
                 kept, dropped = kept[size:], []
         yield self._batch(block, kept, dropped, last=True)
+
+    def _fitting(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+        """The same jobs in groups whose slots the pool can hold together; what is cut does not depend on the groups."""
+        group: list[_Job] = []
+        slots: set[tuple[int, int]] = set()
+        for job in jobs:
+            if group and len(slots.union(job.slots)) > self._capacity:
+                yield group
+                group, slots = [], set()
+            group.append(job)
+            slots.update(job.slots)
+        yield group
 
     def _job(self, row: int) -> _Job:
         frame = self._settings.frame

@@ -71,6 +71,10 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings) -> None:
     """
     load_scorer(saliency_of(image, settings))
     pick_channels(image, spec)
+    if np.isnan(spec.fill) and image.dtype.kind in "iub":
+        raise ModelError(
+            f"{spec.name} fills what is not there with NaN, which {image.dtype} pixels cannot hold; give its spec another fill"
+        )
     patch_grid(image, spec, settings)
     layout_of(spec, settings)
 
@@ -104,8 +108,9 @@ def thumbnail_of(pixels: NDArray[Any], mask: NDArray[np.bool_], channels: tuple[
     """
     names = {name.lower(): index for index, name in enumerate(channels)}
     picked = [names[color] for color in ("red", "green", "blue")] if {"red", "green", "blue"} <= names.keys() else [0, 0, 0]
-    small = pixels[cell // 2 :: cell, cell // 2 :: cell][:, :, picked].astype(np.float32)
-    known = mask[cell // 2 :: cell, cell // 2 :: cell]
+    rows, columns = (np.minimum(np.arange(-(-side // cell)) * cell + cell // 2, side - 1) for side in mask.shape)
+    small = pixels[np.ix_(rows, columns, np.array(picked))].astype(np.float32)
+    known = mask[np.ix_(rows, columns)]
     bytes_already = small.size and pixels.dtype == np.uint8
     for channel in range(3):
         seen = small[..., channel][known & np.isfinite(small[..., channel])]
@@ -125,6 +130,11 @@ def patch_grid(image: Image, spec: ModelSpec, settings: RunSettings) -> Level:
     footprint = settings.patch_size or spec.size
     resized = 1.0 if spec.any_size else footprint / spec.size
     if wanted is None:
+        if resized < 1 and not settings.upsample:
+            raise ResolutionError(
+                f"{spec.name} eats {spec.size} px and a patch of {footprint} px would be enlarged to that; "
+                f"give --patch-size {spec.size} or more, or allow it with --upsample"
+            )
         return target_grid(image.levels[0], resized, resized)
     assert size is not None
     downsample_y, downsample_x = wanted / size[0] * resized, wanted / size[1] * resized
@@ -143,8 +153,8 @@ def patch_grid(image: Image, spec: ModelSpec, settings: RunSettings) -> Level:
 def _wanted_pixel_size(image: Image, spec: ModelSpec, settings: RunSettings) -> tuple[float | None, tuple[float, float] | None, str]:
     """(wanted pixel size or None for level 0's, level 0's own, the option's name)."""
     if kind_of(image) == "scene":
-        if settings.mpp is not None:
-            raise SettingsError(f"{image.source} is a scene; say --gsd (units of its CRS per pixel) instead of --mpp")
+        if settings.mpp is not None or settings.mpp_override is not None:
+            raise SettingsError(f"{image.source} is a scene; say --gsd (units of its CRS per pixel) instead of --mpp or --mpp-override")
         if image.transform is None:
             return None, None, "gsd"
         a, b, _, d, e, _ = list(image.transform)[:6]
@@ -190,7 +200,8 @@ def make_plan(view: View, spec: ModelSpec, settings: RunSettings) -> Plan:
     if settings.select == "grid":
         return plan_grid(grid, view.saliency, layout)
     assert settings.max_patches is not None
-    return plan_topk(grid, view.saliency, layout, count=settings.max_patches, spacing=settings.spacing or layout.side)
+    stride = max(output.stride for output in spec.outputs)
+    return plan_topk(grid, view.saliency, layout, count=settings.max_patches, spacing=settings.spacing or layout.side, multiple=stride)
 
 
 def pick_channels(image: Image, spec: ModelSpec) -> tuple[int, ...]:

@@ -85,6 +85,8 @@ def stored_maps(output: OutputSpec, *, all_classes: bool) -> tuple[StoredMap, ..
 def encode(output: OutputSpec, part: MapPart, stored: StoredMap) -> NDArray[Any]:
     """A part of an output as `stored` holds it: (channel, height, width), or (height, width) for labels."""
     values, valid = part.values, part.valid
+    if output.kind != "image":
+        valid = valid & np.isfinite(values).all(axis=0)  # a model that answers NaN has not answered
     if stored.name == f"{output.name}_valid":
         return valid.astype(np.uint8)
     if stored.kind == "label":

@@ -149,13 +149,15 @@ def plan_grid(grid: Level, saliency: Saliency, layout: Layout) -> Plan:
     return ordered(ys[row], xs[column], score[row, column].astype(np.float32), layout.side, grid)
 
 
-def plan_topk(grid: Level, saliency: Saliency, layout: Layout, *, count: int, spacing: int) -> Plan:
+def plan_topk(grid: Level, saliency: Saliency, layout: Layout, *, count: int, spacing: int, multiple: int = 1) -> Plan:
     """The `count` most salient patches, no two corners nearer than `spacing` along both axes.
 
-    Candidates lie on a lattice of a quarter patch. Taken greedily, best first; equal scores in reading order.
+    Candidates lie on a lattice of about a quarter patch whose steps are multiples of `multiple`, a map's stride. Taken greedily,
+    best first; equal scores in reading order.
     """
-    step = max(1, layout.side // 4)
-    every = plan_grid(grid, saliency, Layout(side=layout.side, stride=step))
+    step = max(multiple, layout.side // 4 // multiple * multiple)
+    step = min(step, layout.side - 2 * layout.halo)
+    every = plan_grid(grid, saliency, Layout(side=layout.side, stride=step, halo=layout.halo))
     best_first = np.lexsort((every.x, every.y, -every.score))
     taken: list[int] = []
     cells: dict[tuple[int, int], list[int]] = {}
@@ -251,6 +253,8 @@ def map_blocks(plan: Plan, *, edge: int, halo: int) -> tuple[Block, ...]:
     order = np.lexsort((row, key))
     row, key = row[order], key[order]
     home = first_y * across + first_x
+    if not len(key):
+        return ()
     names, starts = np.unique(key, return_index=True)
     blocks = []
     for index, (name, members) in enumerate(zip(names.tolist(), np.split(row, starts[1:]), strict=True)):

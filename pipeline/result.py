@@ -132,8 +132,8 @@ class Result:
         folder = self.state_folder
         if not folder.is_dir():
             raise StoreError(f"{self.path.name} has no {folder.name} beside it, which holds its plans; keep the two together")
-        paths = sorted((folder / "plans").glob("*.npz"), key=lambda path: int(path.stem))
-        return tuple(self._round(index, Plan.load(path)) for index, path in enumerate(paths))
+        paths = sorted((folder / "plans").glob("*.json"), key=lambda path: int(path.stem))
+        return tuple(self._round(index, Plan.load(path.with_suffix(".npz"))) for index, path in enumerate(paths))
 
     def _round(self, index: int, plan: Plan) -> ResultRound:
         folder = self.state_folder

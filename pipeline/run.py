@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+import zarr
 
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
@@ -106,7 +105,7 @@ def run(
         return report
 
 
-def step(drive: Drive, features: NDArray[np.float32] | None = None) -> Plan | Outcome | None:
+def step(drive: Drive, features: zarr.Array[Any] | None = None) -> Plan | Outcome | None:
     """The drive's next Plan or, once it has returned, its Outcome."""
     try:
         return drive.send(features)

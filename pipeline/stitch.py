@@ -173,7 +173,8 @@ class _Sums:
     def finish(self) -> MapPart:
         there = self._weights > 0
         np.divide(self._sums, self._weights, out=self._sums, where=there)
-        return MapPart(values=self._sums, valid=self._valid & there)
+        # Back to what the model gave: sums in float64 are right to the bit only once rounded to float32.
+        return MapPart(values=self._sums.astype(np.float32, copy=False), valid=self._valid & there)
 
 
 def default_blend(overlap: int, halo: int) -> Literal["box", "gaussian"]:

@@ -101,12 +101,13 @@ class ResultStore:
             raise StoreError(f"a store's name ends in .zarr, got {path.name}")
         journal = Journal(path.with_suffix(".patchdrive"))
         try:
-            # A run that never began a round holds nothing worth keeping, whatever its settings were.
-            if overwrite or not (journal.folder / "plans" / "0.json").exists():
+            # A run that never began a round holds nothing worth keeping; records without their store are worth nothing.
+            begun = (journal.folder / "plans" / "0.json").exists() and (path / "zarr.json").exists()
+            if overwrite or not begun:
                 _remove(path, journal.folder, anything=overwrite)
             _check_facts(path, journal, {"schema": SCHEMA, **facts})
             sweep(path)
-        except StoreError:
+        except BaseException:
             journal.close()
             raise
         store = cls(path, spec, journal, all_classes=all_classes)
@@ -136,6 +137,8 @@ class ResultStore:
 
     def put_view(self, view: View) -> None:
         """What was seen of the image before any patch was read: the saliency, and a thumbnail for people."""
+        if (self._journal.folder / "plans" / "0.json").exists():
+            return  # begun before: what was seen then is what the plan was made of
         self._journal.write("source.json", {"source": view.image.source, "reader": view.image.reader})
         level, cell = view.saliency.level, view.thumbnail_cell
         saliency = OutputSpec(name="saliency", kind="probability", channels=("saliency",), colors=("FFFFFF",))
@@ -199,8 +202,9 @@ class ResultStore:
     def _create_maps(self, frame: Frame, edge: int) -> None:
         for output in self._spec.outputs:
             stored = stored_maps(output, all_classes=self._all_classes)
-            if any(one.name in _OWN for one in stored):
-                raise ModelError(f"{self._spec.name}: a map cannot be called {' or '.join(_OWN)}, every store has those; rename the output")
+            taken = {*_OWN, *(one.name for _, others in self._maps.values() for one in others)}
+            if any(one.name in taken for one in stored):
+                raise ModelError(f"{self._spec.name}: output {output.name!r} would be stored as one of {sorted(taken)}; rename it")
             self._maps[output.name] = (output, stored)
             for one in stored:
                 create_map(self.path, one, frame.coarser(one.stride), edge // one.stride, self._journal)
@@ -244,14 +248,13 @@ class ResultStore:
                 raise ModelError(f"{self._spec.name}: a feature of patch {row} does not fit {vector.dtype}; store another dtype")
         self._journal.place(self._table(round_.index) / "X", [((slice(start, start + len(rows)), slice(0, values.shape[1])), values)])
 
-    def features(self, plan: Plan) -> NDArray[np.float32] | None:
-        """(n, D) features of the current round as the store gives them back, NaN where not computed; None where there are only maps."""
+    def features(self, plan: Plan) -> zarr.Array[Any] | None:
+        """(n, D) features of the current round, as the store holds them: not read yet, NaN where not computed; None for map models."""
         round_ = self._rounds[-1]
         assert round_.plan is plan
         if self._spec.vector is None:
             return None
-        array = zarr.open_array(store=self._table(round_.index) / "X", mode="r")
-        return np.asarray(array[:], dtype=np.float32)
+        return zarr.open_array(store=self._table(round_.index) / "X", mode="r")
 
     def put_map(self, output: OutputSpec, values: NDArray[Any], valid: NDArray[np.bool_], frame: Frame) -> None:
         """A map that is there whole, (channel, height, width), on the frame it lies on."""
@@ -290,17 +293,21 @@ def _done_path(path: Path) -> Path:
 
 
 def _remove(path: Path, state: Path, *, anything: bool) -> None:
-    """Start anew: drop what an earlier run left, or `anything`. The report goes first: no store without it is taken for done."""
+    """Start anew: drop what an earlier run left, or `anything`.
+
+    In this order, so that a kill at any point leaves what the next start drops too: the report, the plan, the store, its facts last.
+    """
+    _done_path(path).unlink(missing_ok=True)
     if not (anything or (state / "run.json").exists()):
         return
-    _done_path(path).unlink(missing_ok=True)
-    for entry in state.iterdir():
+    (state / "plans" / "0.json").unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == "run.json"):
         if entry.is_dir():
             shutil.rmtree(entry)
         elif entry.name != "lease":
             entry.unlink()
-    if path.exists():
-        shutil.rmtree(path)
 
 
 def _check_facts(path: Path, journal: Journal, facts: dict[str, Any]) -> None:
@@ -322,6 +329,6 @@ def _differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         one, other = known.get(key), asked.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
+        elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
             found.append(f"{prefix}{key} was {json.dumps(one)}, now {json.dumps(other)}")
     return found

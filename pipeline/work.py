@@ -54,6 +54,7 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
         settings.memory or host_limit() // 2,
         batch_size=settings.batch_size if recorded is None else recorded.batch_size,
         edge=None if recorded is None else recorded.edge,
+        workers=settings.workers or cores(),
     )
     return Work(
         feed=FeedSettings(
@@ -62,7 +63,7 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
             fill=spec.fill,
             batch_size=allotment.batch_size,
             pool_bytes=allotment.pool_bytes,
-            workers=settings.workers or cores(),
+            workers=allotment.workers,
         ),
         blend=settings.blend or default_blend(layout.side - layout.stride, layout.halo),
         device=pick_device(settings.device),

@@ -116,6 +116,19 @@ def test_an_image_that_cannot_be_opened_fails_and_the_next_is_done(slide, tmp_pa
     assert first["reasons"]
 
 
+def test_an_image_the_model_does_not_eat_fails_and_the_next_is_done(slide, tmp_path, capsys):
+    grey = tmp_path / "grey.tif"
+    tifffile.imwrite(grey, np.zeros((300, 300), np.uint8), tile=(256, 256))
+    (tmp_path / "rgb_model.py").write_text(SLOW_MODEL.replace("time.sleep(0.04)", "pass"))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert main(["run", str(grey), str(slide), "-o", str(tmp_path / "out"), "--model", "rgb_model:Slow", "--json"]) == 2
+    finally:
+        sys.path.remove(str(tmp_path))
+    first, second = lines(capsys)
+    assert (first["status"], second["status"]) == ("failed", "done")
+
+
 def test_changed_settings_exit_2_and_say_which(slide, tmp_path, capsys):
     assert main(["run", str(slide), "-o", str(tmp_path)]) == 0
     assert main(["run", str(slide), "-o", str(tmp_path), "--patch-size", "128"]) == 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -15,7 +18,9 @@ import zarr
 from affine import Affine
 from pyproj import CRS
 
+from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.identity import Identity
+from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.pipeline.run import Nobody, run
@@ -205,10 +210,10 @@ def test_a_store_without_its_state_is_not_written_into(tmp_path):
 
 def test_a_budget_that_holds_nothing_is_refused_with_what_would(tmp_path):
     image = slide()
-    with pytest.raises(BudgetError, match=r"give --memory (\d+\.\d)MiB") as error:
+    with pytest.raises(BudgetError, match=r"give --memory (\d+)MiB") as error:
         run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="tissue", memory=2**20))
-    enough = float(str(error.value).split("--memory ")[1].split("MiB")[0])
-    report = run(image, Means(), tmp_path / "t.zarr", settings=RunSettings(saliency="tissue", memory=int((enough + 0.1) * 2**20)))
+    enough = int(str(error.value).split("--memory ")[1].split("MiB")[0])
+    report = run(image, Means(), tmp_path / "t.zarr", settings=RunSettings(saliency="tissue", memory=enough * 2**20))
     assert report.status == "done"
 
 
@@ -291,3 +296,117 @@ def test_a_scene_is_placed_in_xarray_and_rioxarray(tmp_path):
         assert opened["map"].rio.crs.to_epsg() == 32633
         assert opened["map"].rio.bounds() == (500000, 5000000 - 6000, 500000 + 7000, 5000000)
         assert opened["map"].rio.transform() == Affine(pixel, 0, 500000, 0, -pixel, 5000000)
+
+
+@pytest.mark.parametrize("model", ["means", "identity"])
+def test_a_store_that_is_gone_is_computed_again(tmp_path, model):
+    image = slide()
+    model = Means() if model == "means" else Identity(traits_of(image))
+    settings = RunSettings(saliency="tissue", patch_size=128)
+    whole = run(image, model, tmp_path / "s.zarr", settings=settings)
+    before = tree(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr")
+    again = run(image, model, tmp_path / "s.zarr", settings=settings)
+    assert (again.planned, again.done) == (whole.planned, whole.done)
+    assert tree(tmp_path / "s.zarr") == before
+    shutil.rmtree(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.patchdrive")  # a report without a run is nobody's
+    run(image, model, tmp_path / "s.zarr", settings=settings)
+    assert tree(tmp_path / "s.zarr") == before
+
+
+class Ramp:
+    """A map model that gives back its first channel, at a stride and with a halo."""
+
+    def __init__(self, stride, halo):
+        output = OutputSpec(name="ramp", kind="image", channels=("v",), stride=stride, halo=halo)
+        self.spec = ModelSpec(name="ramp", channels=1, size=96, any_size=True, outputs=(output,))
+        self.digest = f"ramp-{stride}-{halo}"
+        self._stride = stride
+
+    def __call__(self, pixels):
+        return {"ramp": torch.nn.functional.avg_pool2d(pixels, self._stride)}
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize(("stride", "halo"), [(32, 0), (1, 16), (8, 16)])
+def test_the_best_patches_of_a_map_lie_on_its_cells_and_reach_the_border(tmp_path, stride, halo):
+    pixels = np.tile(np.arange(512, dtype=np.float32), (512, 1))[..., None]
+    settings = RunSettings(saliency="test_run:everywhere", select="topk", max_patches=2000, spacing=1)
+    report = run(MemoryImage([pixels]), Ramp(stride, halo), tmp_path / "r.zarr", settings=settings)
+    assert report.status == "done"
+    wanted = pixels[..., 0].reshape(512 // stride, stride, 512 // stride, stride).mean(axis=(1, 3))
+    np.testing.assert_allclose(read_map(tmp_path / "r.zarr", "images/ramp")[0], wanted, atol=1e-3)
+    assert (read_map(tmp_path / "r.zarr", "labels/ramp_valid") == 1).all()
+
+
+def test_topk_of_an_image_smaller_than_the_halo(tmp_path):
+    settings = RunSettings(saliency="test_run:everywhere", select="topk", max_patches=5)
+    report = run(MemoryImage([np.ones((10, 10, 1), np.float32)]), Ramp(1, 16), tmp_path / "r.zarr", settings=settings)
+    assert report.planned == report.done > 0
+
+
+def test_a_model_that_answers_nan_leaves_none(tmp_path):
+    class Doubt(Ramp):
+        def __init__(self):
+            super().__init__(1, 0)
+            output = OutputSpec(name="c", kind="classes", channels=("a", "b"))
+            self.spec = ModelSpec(name="doubt", channels=1, size=96, any_size=True, outputs=(output,))
+
+        def __call__(self, pixels):
+            return {"c": torch.cat([pixels, 1 - pixels], dim=1).where(pixels < 0.5, torch.nan)}
+
+    pixels = np.zeros((100, 100, 1), np.float32)
+    pixels[:50] = 1.0
+    run(MemoryImage([pixels]), Doubt(), tmp_path / "d.zarr", settings=RunSettings(saliency="test_run:everywhere", overlap=0))
+    labels = read_map(tmp_path / "d.zarr", "labels/c")
+    assert (labels[:50] == 255).all()
+    assert (labels[50:] == 1).all()
+    assert (read_map(tmp_path / "d.zarr", "images/c_probability")[0, :50] == 255).all()
+
+
+def test_a_fill_of_nan_resumes(tmp_path):
+    class Holed(Means):
+        def __init__(self):
+            super().__init__()
+            self.spec = replace(self.spec, fill=float("nan"))
+
+    image = MemoryImage([noise(300, 300, 3, np.float32)])
+    settings = replace(EVERYWHERE, patch_size=100)
+    first = run(image, Holed(), tmp_path / "s.zarr", settings=settings)
+    assert run(image, Holed(), tmp_path / "s.zarr", settings=settings) == first
+    with pytest.raises(ModelError, match="NaN, which uint8"):
+        run(slide(), Holed(), tmp_path / "t.zarr", settings=EVERYWHERE)
+    json.loads((tmp_path / "s.zarr" / "zarr.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1200, 1023), (2049, 1024)])
+def test_a_thumbnail_shows_all_of_the_image(tmp_path, size):
+    image = MemoryImage([np.full((*size, 3), 90, np.uint8)])
+    run(image, Means(), tmp_path / "s.zarr", settings=EVERYWHERE)
+    assert (read_map(tmp_path / "s.zarr", "images/thumbnail") == 90).all()
+
+
+def test_a_watcher_of_a_drive_may_train(tmp_path):
+    class Trainer(Nobody):
+        def committed(self, rows):
+            assert not torch.is_inference_mode_enabled()
+
+    model = patchdrivenet(PatchDriveNetConfig(max_patches=4))
+    run(slide(), model, tmp_path / "s.zarr", settings=RunSettings(), watcher=Trainer())
+
+
+def test_resampling_stays_under_a_small_budget(tmp_path):
+    """Peak of what is allocated while patches of eight times coarser pixels are cut by many threads."""
+    image = MemoryImage([noise(4096, 4096)], mpp=(0.25, 0.25))
+    settings = RunSettings(saliency="test_run:everywhere", mpp=2.0, patch_size=256, workers=8, memory=200 * 2**20)
+    tracemalloc.start()
+    try:
+        report = run(image, Means(), tmp_path / "s.zarr", settings=settings)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert report.status == "done"
+    assert peak < 1.1 * settings.memory
