@@ -103,7 +103,8 @@ class Needs:
     def worker_bytes(self) -> int:
         """What one thread holds while it cuts a patch: source pixels, validity and, where they are resampled, two float32 copies."""
         frame = self.frame
-        pixels = int(frame.side * frame.step_y + 2) * int(frame.side * frame.step_x + 2)
+        rows, columns = min(frame.side * frame.step_y + 2, frame.level.height), min(frame.side * frame.step_x + 2, frame.level.width)
+        pixels = int(max(rows, frame.side)) * int(max(columns, frame.side))
         return pixels * (self.channels * (self.dtype.itemsize + (0 if frame.exact else 8)) + 2) + self.slot_bytes()
 
     def slot_bytes(self) -> int:

@@ -190,6 +190,8 @@ def _run(options: argparse.Namespace) -> int:
             if code == USAGE and len(options.source) == 1:
                 return USAGE
             print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
+            if code == DONE and not report.planned:
+                _say(f"patchdrive: nothing in {source} is worth reading to its saliency, so no patch was planned; try --saliency valid")
             worst = max(worst, code)
             if report.status == "partial" or (stop.asked and left):
                 return TRY_AGAIN
@@ -219,21 +221,39 @@ def _line(report: RunReport) -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     settings, models = _settings(options), _Models(options.model)
-    for source in options.source:
-        image = open_image(source, reader=options.reader)
-        facts = outlook(image, models.of(image), settings, picture=options.out)
-        print(json.dumps(facts) if options.json else "\n".join(outlook_lines(facts)), flush=True)
-    return DONE
+
+    def one(source: str) -> str:
+        with closing(open_image(source, reader=options.reader)) as image:
+            facts = outlook(image, models.of(image), settings, picture=options.out)
+        return json.dumps(facts) if options.json else "\n".join(outlook_lines(facts))
+
+    return _each(options.source, one)
 
 
 def _info(options: argparse.Namespace) -> int:
-    for source in options.source:
+    def one(source: str) -> str:
         facts = describe(source, reader=options.reader)
-        print(json.dumps(facts) if options.json else "\n".join(info_lines(facts)), flush=True)
-    return DONE
+        return json.dumps(facts) if options.json else "\n".join(info_lines(facts))
+
+    return _each(options.source, one)
+
+
+def _each(sources: Sequence[str], say: Callable[[str], str]) -> int:
+    """Print what `say` says of each source; one that fails is told and does not stop the others."""
+    worst = DONE
+    for source in sources:
+        try:
+            print(say(source), flush=True)
+        except PatchdriveError as error:
+            _say(f"patchdrive: {error}")
+            worst = max(worst, USAGE if isinstance(error, _USAGE_ERRORS) else FAILURES)
+    return worst
 
 
 def _report(options: argparse.Namespace) -> int:
+    names = [store.name for store in options.store]
+    if options.out is not None and len(set(names)) < len(names):
+        raise SettingsError("two of these stores have one name, and their pages would overwrite each other; report them into different -o")
     for store in options.store:
         page = write_report(store, options.out)
         print(page, flush=True)

@@ -212,32 +212,30 @@ class _Feed:
                 if job.inside is not None and tile.intersect(job.inside) is not None:
                     return Dropped(row=job.row, state="failed", reason=reason)
         frame, fill = self._settings.frame, self._settings.fill
-        shape = (job.source.height, job.source.width)
+        if job.inside is None:
+            return Dropped(row=job.row, state="skipped", reason="no valid pixel")
+        area = job.source if frame.exact else job.inside  # what overhangs is filled at the target's pixel size, never at the source's
         whole = job.inside == job.source and not self._image.has_mask
-        pixels = np.empty((*shape, len(self._settings.channels)), self._image.dtype)
-        valid = np.full(shape, whole, np.bool_)
+        pixels = np.empty((area.height, area.width, len(self._settings.channels)), self._image.dtype)
+        valid = np.full((area.height, area.width), whole, np.bool_)
         for slot in job.slots:
-            self._paste(slot, slabs[slot], job, pixels, valid)
+            self._paste(slot, slabs[slot], area, pixels, valid)
         if not valid.any():
             return Dropped(row=job.row, state="skipped", reason="no valid pixel")
         if not frame.exact:
             y, x = int(self._plan.y[job.row]) * frame.step_y, int(self._plan.x[job.row]) * frame.step_x
-            rows, columns = (taps(at, step, frame.side, frame.resampling) for at, step in ((y, frame.step_y), (x, frame.step_x)))
-            part = (
-                slice(rows.first - job.source.y, rows.first - job.source.y + rows.extent),
-                slice(columns.first - job.source.x, columns.first - job.source.x + columns.extent),
-            )
-            pixels, valid = resample(pixels[part], valid[part], rows, columns, fill=fill)
+            rows = taps(y, frame.step_y, frame.side, frame.resampling).cut(area.y, area.y_end)
+            columns = taps(x, frame.step_x, frame.side, frame.resampling).cut(area.x, area.x_end)
+            pixels, valid = resample(pixels, valid, rows, columns, fill=fill)
         elif not whole:
             pixels[~valid] = np.asarray(fill).astype(pixels.dtype)
         return pixels, None if whole else valid
 
-    def _paste(self, slot: tuple[int, int], slab: _Slab, job: _Job, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    def _paste(self, slot: tuple[int, int], slab: _Slab, area: Window, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
         held = self._settings.frame.slot(*slot)
-        assert job.inside is not None
-        shared = held.intersect(job.inside)
-        assert shared is not None
-        target = shared.within(job.source)
+        shared = held.intersect(area)
+        assert shared is not None, "a job names the slots its area touches"
+        target = shared.within(area)
         pixels[target] = slab.pixels[shared.within(held)]
         valid[target] = True if slab.mask is None else slab.mask[shared.within(held)]
 

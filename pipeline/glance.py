@@ -60,15 +60,22 @@ def mpp_of(image: Image, settings: RunSettings) -> tuple[float, float] | None:
 
 def saliency_of(image: Image, settings: RunSettings) -> str:
     """The saliency asked for, or the one that fits the image."""
-    return settings.saliency or ("valid" if kind_of(image) == "scene" else "tissue")
+    placed = kind_of(image) == "scene" or {"gcps", "rpcs"} & image.properties.keys()  # control points make no frame, but no slide either
+    return settings.saliency or ("valid" if placed else "tissue")
 
 
-def check(image: Image, spec: ModelSpec, settings: RunSettings) -> None:
+def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool) -> None:
     """Refuse what can be refused before a pixel is read or a file written.
 
     Raises:
         PatchdriveError: image, model and settings do not fit together; says why, and the way out.
     """
+    if settings.max_patches is not None and settings.select == "grid" and not drives:
+        raise SettingsError(f"--max-patches {settings.max_patches} takes the best patches, so it needs --select topk")
+    if settings.select == "topk" and drives:
+        raise SettingsError(f"{spec.name} chooses its patches itself; leave --select out, --max-patches says how many")
+    if spec.vector and (settings.blend is not None or settings.all_classes):
+        raise SettingsError(f"{spec.name} gives a vector per patch and no map; leave --blend and --all-classes out")
     load_scorer(saliency_of(image, settings))
     pick_channels(image, spec)
     if np.isnan(spec.fill) and image.dtype.kind in "iub":
@@ -109,8 +116,9 @@ def thumbnail_of(pixels: NDArray[Any], mask: NDArray[np.bool_], channels: tuple[
     names = {name.lower(): index for index, name in enumerate(channels)}
     picked = [names[color] for color in ("red", "green", "blue")] if {"red", "green", "blue"} <= names.keys() else [0, 0, 0]
     rows, columns = (np.minimum(np.arange(-(-side // cell)) * cell + cell // 2, side - 1) for side in mask.shape)
-    small = pixels[np.ix_(rows, columns, np.array(picked))].astype(np.float32)
     known = mask[np.ix_(rows, columns)]
+    taken = pixels[np.ix_(rows, columns, np.array(picked))]
+    small = np.where(known[..., None], taken, np.zeros((), taken.dtype)).astype(np.float32)
     bytes_already = small.size and pixels.dtype == np.uint8
     for channel in range(3):
         seen = small[..., channel][known & np.isfinite(small[..., channel])]
@@ -138,6 +146,10 @@ def patch_grid(image: Image, spec: ModelSpec, settings: RunSettings) -> Level:
         return target_grid(image.levels[0], resized, resized)
     assert size is not None
     downsample_y, downsample_x = wanted / size[0] * resized, wanted / size[1] * resized
+    if downsample_y > image.levels[0].height and downsample_x > image.levels[0].width:
+        raise ResolutionError(
+            f"{image.source}: one pixel of {wanted * resized:.4g} would hold all of the image; ask for a finer --{option}"
+        )
     for level in image.levels:
         if abs(downsample_y / level.downsample_y - 1) <= MATCHES and abs(downsample_x / level.downsample_x - 1) <= MATCHES:
             return target_grid(image.levels[0], level.downsample_y, level.downsample_x)

@@ -29,11 +29,14 @@ class Journal:
         """Create or open the folder and take its lease.
 
         Raises:
-            StoreError: another process holds the lease.
+            StoreError: another process holds the lease, or nothing can be written there.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lease: IO[str] = (folder / "lease").open("w")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lease: IO[str] = (folder / "lease").open("w")
+        except OSError as error:
+            raise StoreError(f"{folder.parent} cannot be written to ({error.strerror}); choose another folder with -o") from error
         try:
             fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

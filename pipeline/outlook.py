@@ -36,7 +36,7 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
     if isinstance(model, DriveModel) and settings.max_patches is not None:
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model
-    check(image, encoder.spec, settings)
+    check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     view = glance(image, settings)
     drive = model_drive(model, view, settings, timings) if isinstance(model, DriveModel) else once(make_plan(view, encoder.spec, settings))
     plan = step(drive)

@@ -194,7 +194,7 @@ def coverage(plans: Sequence[Plan], saliency: Saliency) -> float:
             np.add.at(change, (rows[:, y], columns[:, x]), sign)
     covered = change.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     valid = np.count_nonzero(saliency.mask)
-    return float(np.count_nonzero(covered & saliency.mask) / valid) if valid else 1.0
+    return float(np.count_nonzero(covered & saliency.mask) / valid) if valid else 0.0
 
 
 def _coarse_spans(first: NDArray[np.int64], side: int, fine: float, coarse: float, extent: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ Weights are exact at every ratio: no snapping to whole source pixels, so nothing
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,21 @@ class Taps:
     index: NDArray[np.int64]
     """(taps, n) source pixels, counted from `first`."""
     weight: NDArray[np.float32]
-    """(taps, n); each output's weights sum to one."""
+    """(taps, n); each output's weights sum to one, unless `whole` is False."""
+    whole: bool = True
+    """False where some taps were cut off: outputs are means over what is left."""
+
+    def cut(self, begin: int, end: int) -> Taps:
+        """The same outputs made of source pixels [begin, end) alone, which are counted from `begin`."""
+        if begin <= self.first and self.first + self.extent <= end:
+            return replace(self, first=begin, extent=end - begin, index=self.index + (self.first - begin))
+        index = self.index + (self.first - begin)
+        inside = (index >= 0) & (index < end - begin)
+        weight = np.where(inside, self.weight, np.float32(0))
+        used = np.asarray(weight.any(axis=1))
+        used[0] |= not used.any()
+        index = np.clip(index, 0, end - begin - 1)
+        return Taps(first=begin, extent=end - begin, index=index[used], weight=weight[used], whole=False)
 
 
 def taps(start: float, step: float, count: int, kind: Literal["area", "nearest"]) -> Taps:
@@ -96,9 +110,9 @@ def resample(
     """
     if len(rows.index) == len(columns.index) == 1:
         grid = np.ix_(rows.index[0], columns.index[0])
-        there = valid[grid]
+        there = valid[grid] & np.outer(rows.weight[0] > 0, columns.weight[0] > 0)
         return np.where(there[..., None], pixels[grid], np.asarray(fill).astype(pixels.dtype)), there
-    if valid.all():
+    if rows.whole and columns.whole and valid.all():
         means = _apply(_apply(pixels.astype(np.float32), rows, 0), columns, 1)
         return means, np.ones(means.shape[:2], np.bool_)
     known = valid.astype(np.float32)

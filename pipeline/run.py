@@ -71,7 +71,7 @@ def run(
     if isinstance(model, DriveModel) and settings.max_patches is not None:
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model
-    check(image, encoder.spec, settings)
+    check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     facts = facts_of(image, model, encoder, settings)
     with ResultStore.open(Path(store), encoder.spec, facts, overwrite=overwrite, all_classes=settings.all_classes) as result:
         if result.report is not None:

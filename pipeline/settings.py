@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,8 +60,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name in ("mpp", "gsd", "mpp_override", "patch_size", "max_patches", "spacing", "memory", "batch_size", "workers"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingsError(f"{name} must be above zero, got {value}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise SettingsError(f"{name} must be above zero and finite, got {value}")
         if self.overlap is not None and self.overlap < 0:
             raise SettingsError(f"overlap must be zero or more, got {self.overlap}; to leave gaps use select topk")
         if self.mpp is not None and self.gsd is not None:

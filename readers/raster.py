@@ -84,6 +84,9 @@ class RasterImage:
             self.codec = _codec(dataset)
             self._alpha = _band_of(dataset, ColorInterp.alpha)
             self._mask_kind = self._find_mask(dataset)
+            if self._alpha is not None and not is_alpha(self._sample(self._alpha)):
+                # Infrared tagged as alpha (NAIP): a channel like the others, and named like one.
+                self.channels = tuple(f"band_{at + 1}" if at == self._alpha else name for at, name in enumerate(self.channels))
         self.associated = {}
 
     def __reduce__(self) -> tuple[Callable[[Path], RasterImage], tuple[Path]]:

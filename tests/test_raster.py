@@ -164,7 +164,7 @@ def test_nan_is_invalid_where_gdal_lets_it_pass(real_file):
 
 def test_infrared_tagged_as_alpha_is_no_mask(real_file):
     naip = RasterImage(real_file("rs/misc/m_3211605_ne_11_060_20200415.tif"))
-    assert (naip.channels[3], naip.has_mask) == ("alpha", False)
+    assert (naip.channels[3], naip.has_mask) == ("band_4", False)
     assert RasterImage(real_file("rs/rasterio/alpha.tif")).has_mask
 
 

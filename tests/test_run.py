@@ -410,3 +410,31 @@ def test_resampling_stays_under_a_small_budget(tmp_path):
         tracemalloc.stop()
     assert report.status == "done"
     assert peak < 1.1 * settings.memory
+
+
+def test_pixels_far_coarser_than_the_level_need_no_more_memory_than_the_level(tmp_path):
+    image = slide(1500, 1300)
+    tracemalloc.start()
+    try:
+        report = run(image, Means(), tmp_path / "s.zarr", settings=replace(EVERYWHERE, mpp=300, memory=100 * 2**20))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (report.status, report.planned) == ("done", 1)
+    assert peak < 110 * 2**20
+    with pytest.raises(ResolutionError, match="hold all of the image"):
+        run(image, Means(), tmp_path / "t.zarr", settings=replace(EVERYWHERE, mpp=5000))
+    with pytest.raises(SettingsError, match="finite"):
+        RunSettings(mpp=float("inf"))
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path):
+    for settings, words in (
+        (RunSettings(max_patches=5), "--select topk"),
+        (RunSettings(blend="hann"), "--blend"),
+        (RunSettings(all_classes=True), "--all-classes"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            run(slide(), Means(), tmp_path / "s.zarr", settings=settings)
+    with pytest.raises(SettingsError, match="chooses its patches itself"):
+        run(slide(), patchdrivenet(PatchDriveNetConfig()), tmp_path / "s.zarr", settings=RunSettings(select="topk", max_patches=5))

@@ -69,7 +69,7 @@ def test_blocks_equal_one_canvas(blend, stride, halo, overlap):
             y, x = done.block.window.y // stride, done.block.window.x // stride
             got[:, y : y + part.valid.shape[0], x : x + part.valid.shape[1]] = part.values
             assert part.valid.all()
-        np.testing.assert_allclose(got, wanted, rtol=1e-12)
+        np.testing.assert_allclose(got, wanted, rtol=2e-7)  # given back as float32
 
 
 @pytest.mark.parametrize("blend", ["box", "hann", "gaussian", "pyramid"])
