@@ -10,6 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,16 +101,15 @@ class ResultStore:
         if path.suffix != ".zarr":
             raise StoreError(f"a store's name ends in .zarr, got {path.name}")
         journal = Journal(path.with_suffix(".patchdrive"))
-        try:
+        with ExitStack() as refused:
+            refused.callback(journal.close)
             # A run that never began a round holds nothing worth keeping; records without their store are worth nothing.
             begun = (journal.folder / "plans" / "0.json").exists() and (path / "zarr.json").exists()
             if overwrite or not begun:
                 _remove(path, journal.folder, anything=overwrite)
             _check_facts(path, journal, {"schema": SCHEMA, **facts})
             sweep(path)
-        except BaseException:
-            journal.close()
-            raise
+            refused.pop_all()
         store = cls(path, spec, journal, all_classes=all_classes)
         if store.report is None:
             ensure_group(path, {"patchdrive": {"schema": SCHEMA, **facts}})
@@ -297,9 +297,9 @@ def _remove(path: Path, state: Path, *, anything: bool) -> None:
 
     In this order, so that a kill at any point leaves what the next start drops too: the report, the plan, the store, its facts last.
     """
-    _done_path(path).unlink(missing_ok=True)
     if not (anything or (state / "run.json").exists()):
         return
+    _done_path(path).unlink(missing_ok=True)
     (state / "plans" / "0.json").unlink(missing_ok=True)
     if path.exists():
         shutil.rmtree(path)
@@ -316,6 +316,7 @@ def _check_facts(path: Path, journal: Journal, facts: dict[str, Any]) -> None:
     if known is None:
         if path.exists() and any(path.iterdir()):
             raise StoreError(f"{path} is there but its state {journal.folder.name} is not; move it away, or start anew with --overwrite")
+        _done_path(path).unlink(missing_ok=True)  # of a store that is no longer there
         journal.write("run.json", facts)
         return
     differing = _differences(known, json.loads(json.dumps(facts)))
