@@ -3,8 +3,9 @@
 from patchdrive.pipeline.plan import Plan
 from patchdrive.pipeline.report import write_report
 from patchdrive.pipeline.result import Result, open_result
-from patchdrive.pipeline.run import Watcher, run
+from patchdrive.pipeline.run import run
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.watcher import Watcher
 
 __all__ = ["Plan", "Result", "RunReport", "RunSettings", "Watcher", "open_result", "run", "write_report"]

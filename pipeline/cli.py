@@ -19,7 +19,7 @@ from patchdrive.models import load_model
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
-from patchdrive.pipeline.glance import traits_of
+from patchdrive.pipeline.glance import kind_of, mpp_of, traits_of
 from patchdrive.pipeline.info import describe, info_lines
 from patchdrive.pipeline.journal import StoreInUseError
 from patchdrive.pipeline.outlook import outlook, outlook_lines
@@ -202,8 +202,14 @@ def _run_one(source: str, models: _Models, settings: RunSettings, options: argpa
     """One image's report and exit code: what is wrong with one image is told and does not stop the others."""
     try:
         with closing(open_image(source, reader=options.reader)) as image, closing(_Bar(Path(source).name, stop)) as bar:
-            store = options.out / store_name(image)
-            report = run(image, models.of(image), store, settings=settings, overwrite=options.overwrite, watcher=bar)
+            store, model = options.out / store_name(image), models.of(image)
+            spec = model.encoder.spec if isinstance(model, DriveModel) else model.spec
+            if spec.unit == "um" and kind_of(image) == "slide" and mpp_of(image, settings) is None:
+                _say(
+                    f"patchdrive: {source} does not say how many µm a pixel is: {spec.name}, made for {spec.pixel_size:g}, reads level-0 "
+                    "pixels as they are; tell it with --mpp-override"
+                )
+            report = run(image, model, store, settings=settings, overwrite=options.overwrite, watcher=bar)
             return report, FAILURES if report.status == "failed" else DONE
     except PatchdriveError as error:
         _say(f"patchdrive: {error}")

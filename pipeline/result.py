@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ModelSpec
 from patchdrive.pipeline.map_view import MapView, open_map
 from patchdrive.pipeline.plan import Plan, feature_blocks, map_blocks
-from patchdrive.pipeline.store import SCHEMA
+from patchdrive.pipeline.store import OWN_IMAGES, SCHEMA
 from patchdrive.pipeline.tables import ROWS, STATES, states_of
 from patchdrive.readers.errors import StoreError
-
-_NOT_MADE_BY_MODELS = ("saliency", "thumbnail")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,7 +181,7 @@ class Result:
     def maps(self) -> Mapping[str, MapView]:
         """What the model made, by name; nothing is read yet."""
         paths = [path for folder in ("labels", "images") for path in sorted((self.path / folder).iterdir()) if path.is_dir()]
-        return {path.name: self._open(path) for path in paths if path.name not in _NOT_MADE_BY_MODELS}
+        return {path.name: self._open(path) for path in paths if path.name not in OWN_IMAGES}
 
     @cached_property
     def saliency(self) -> MapView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import zarr
 
@@ -18,35 +18,9 @@ from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.stitch import stitch
 from patchdrive.pipeline.store import ResultStore
 from patchdrive.pipeline.timings import Timings
+from patchdrive.pipeline.watcher import Nobody, Watcher
 from patchdrive.pipeline.work import prepare
 from patchdrive.readers import Image
-
-
-class Watcher(Protocol):
-    """Who looks on while a run goes: a progress bar, a signal handler."""
-
-    def began(self, rows: int, left: int) -> None:
-        """A round of `rows` patches begins; `left` of them are not yet committed."""
-
-    def committed(self, rows: int) -> None:
-        """A block with `rows` patches of its own is safe."""
-
-    def wants_stop(self) -> bool:
-        """True to end after the block in hand."""
-
-
-class Nobody:
-    """The Watcher that does not look."""
-
-    def began(self, rows: int, left: int) -> None:
-        """Nothing."""
-
-    def committed(self, rows: int) -> None:
-        """Nothing."""
-
-    def wants_stop(self) -> bool:
-        """Never."""
-        return False
 
 
 def run(

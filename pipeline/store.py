@@ -36,7 +36,7 @@ from patchdrive.readers.errors import ModelError, StoreError
 
 SCHEMA = 1
 """Version of the layout; a store of another one is not resumed."""
-_OWN = ("saliency", "thumbnail")
+OWN_IMAGES = ("saliency", "thumbnail")
 """Images that every store has; no model output may take their names."""
 
 
@@ -202,7 +202,7 @@ class ResultStore:
     def _create_maps(self, frame: Frame, edge: int) -> None:
         for output in self._spec.outputs:
             stored = stored_maps(output, all_classes=self._all_classes)
-            taken = {*_OWN, *(one.name for _, others in self._maps.values() for one in others)}
+            taken = {*OWN_IMAGES, *(one.name for _, others in self._maps.values() for one in others)}
             if any(one.name in taken for one in stored):
                 raise ModelError(f"{self._spec.name}: output {output.name!r} would be stored as one of {sorted(taken)}; rename it")
             self._maps[output.name] = (output, stored)

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -205,17 +205,15 @@ class _Handles:
     @contextmanager
     def borrow(self, overview: int | None) -> Iterator[DatasetReader]:
         """A handle of level 0 (None) or of an overview, inside GDAL's environment; one that failed is not lent again."""
-        with rasterio.Env(**_GDAL_OPTIONS):
+        with rasterio.Env(**_GDAL_OPTIONS), ExitStack() as failed:
             with self._lock:
                 free = self._free.setdefault((os.getpid(), overview), [])
                 dataset = free.pop() if free else None
             if dataset is None:
                 dataset = _open(self._path, overview)
-            try:
-                yield dataset
-            except BaseException:
-                dataset.close()
-                raise
+            failed.callback(dataset.close)
+            yield dataset
+            failed.pop_all()
             with self._lock:
                 free.append(dataset)
 

@@ -129,6 +129,15 @@ def test_an_image_the_model_does_not_eat_fails_and_the_next_is_done(slide, tmp_p
     assert (first["status"], second["status"]) == ("failed", "done")
 
 
+def test_a_slide_of_unknown_pixel_size_is_read_as_it_is_and_that_is_said(tmp_path, capsys):
+    path = tmp_path / "unknown.tif"
+    tifffile.imwrite(path, np.random.default_rng(0).integers(60, 180, (600, 600, 3), np.uint8), tile=(256, 256), photometric="rgb")
+    assert main(["run", str(path), "-o", str(tmp_path), "--saliency", "valid"]) == 0
+    assert "--mpp-override" in capsys.readouterr().err
+    assert main(["run", str(path), "-o", str(tmp_path / "told"), "--saliency", "valid", "--mpp-override", "0.5"]) == 0
+    assert "--mpp-override" not in capsys.readouterr().err
+
+
 def test_changed_settings_exit_2_and_say_which(slide, tmp_path, capsys):
     assert main(["run", str(slide), "-o", str(tmp_path)]) == 0
     assert main(["run", str(slide), "-o", str(tmp_path), "--patch-size", "128"]) == 2
