@@ -72,11 +72,13 @@ def _read_rows(image: Image, plan: Plan, rows: NDArray[np.int64], spec: ModelSpe
     read: list[int] = []
     pixels, valid = [], []
     for batch in feed(image, plan, (block,), settings, Timings()):
-        kept = batch.pixels[: len(batch.rows)]
+        kept = batch.pixels[batch.places]
         read += batch.rows.tolist()
         pixels.append(kept.reshape(-1, plan.side, len(channels)))
         valid.append(
-            np.ones(kept.shape[:3], np.bool_).reshape(-1, plan.side) if batch.valid is None else batch.valid.reshape(-1, plan.side)
+            np.ones(kept.shape[:3], np.bool_).reshape(-1, plan.side)
+            if batch.valid is None
+            else batch.valid[batch.places].reshape(-1, plan.side)
         )
     if not read:
         return []

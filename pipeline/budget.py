@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from patchdrive.models.types import ModelSpec
+from patchdrive.pipeline.feed import BATCHES_AHEAD
 from patchdrive.pipeline.reads import ReadFrame
 from patchdrive.readers.errors import BudgetError, SettingsError
+from patchdrive.readers.tiles import TileGrid
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _EDGES = (4096, 2048, 1024, 512)
 _BATCH_PIXELS = 2**21
 """A batch of more pixels than this is no faster, and what a model makes of it along the way is many times larger."""
-_BATCHES_HELD = 4
-"""Two made ahead, one in hand, one being cut."""
+_BATCHES_HELD = BATCHES_AHEAD + 1
+"""Those being made, and one in hand."""
 _POOL_CAP = 512 * 2**20
 """More decoded tiles than this are never used again: a 4096-pixel square needs three rows of them."""
 
@@ -81,6 +83,8 @@ class Needs:
 
     frame: ReadFrame
     """How the plan is read."""
+    grid: TileGrid
+    """The tiles that are decoded for it."""
     spec: ModelSpec
     """What the model eats and gives."""
     channels: int
@@ -91,14 +95,14 @@ class Needs:
     """Bytes held from beginning to end: saliency, plan, glance."""
 
     def batch_bytes(self, batch_size: int) -> int:
-        """The batches in flight, their float32 copy, and the slots one batch is cut from."""
+        """The batches in flight with their validity, a float32 copy of one, and the least pool."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
-        patch = self.frame.side**2 * self.channels * (_BATCHES_HELD * stored + 2 * 4)
+        patch = self.frame.side**2 * (_BATCHES_HELD * (self.channels * stored + 1) + self.channels * 2 * 4)
         return batch_size * patch + self.least_pool()
 
     def least_pool(self) -> int:
-        """The slots that two patches are cut from."""
-        return 2 * self.slot_bytes() * self.frame.slots_per_patch()
+        """The tiles that two patches are cut from."""
+        return 2 * self.slot_bytes() * self.frame.tiles_per_patch(self.grid)
 
     def worker_bytes(self) -> int:
         """What one thread holds while it cuts a patch: source pixels, validity and, where they are resampled, two float32 copies."""
@@ -108,8 +112,8 @@ class Needs:
         return pixels * (self.channels * (self.dtype.itemsize + (0 if frame.exact else 8)) + 2) + self.slot_bytes()
 
     def slot_bytes(self) -> int:
-        """One decoded slot."""
-        return self.frame.slot_height * self.frame.slot_width * (self.channels * self.dtype.itemsize + 1)
+        """One decoded tile."""
+        return self.grid.tile_height * self.grid.tile_width * (self.channels * self.dtype.itemsize + 1)
 
     def block_bytes(self, edge: int) -> int:
         """Sums, weights, validity and the stored form of one block of every map."""

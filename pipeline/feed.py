@@ -1,56 +1,36 @@
-"""Blocks of a plan to batches of pixels: each tile decoded once into a pool of slabs, patches cut from them.
+"""Blocks of a plan to batches of pixels: each tile decoded once into a pool of slots, patches cut from them.
 
-Batches are made ahead of their consumer, by one thread that plans and a few that decode and cut. What a batch holds depends
-on the plan and the pixels alone, never on threads or memory: short batches are padded to the one shape.
+Whoever asks for batches plans them; threads decode and cut. What a batch holds depends on the plan and the pixels alone, never on
+threads or memory: a row has its place from the beginning, and a row that is dropped leaves it empty.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.batches import Batch, BufferRing, Buffers, Dropped
+from patchdrive.pipeline.cutter import Cutter
 from patchdrive.pipeline.plan import Block, Plan
-from patchdrive.pipeline.reads import ReadFrame, TilesTouched
-from patchdrive.pipeline.resample import resample, taps
+from patchdrive.pipeline.pool import TilePool, Unit
+from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of, touched
 from patchdrive.pipeline.timings import Timings
-from patchdrive.readers import Image, Window
-from patchdrive.readers.errors import ReadError
+from patchdrive.readers import Image
+from patchdrive.readers.tiles import DecodesTiles, TileGrid, tile_decoder
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """A planned row that no model saw."""
-
-    row: int
-    """Of the plan."""
-    state: Literal["skipped", "failed"]
-    """Dropped by a rule, or could not be computed."""
-    reason: str
-    """In words for the user."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Batch:
-    """Pixels of some rows of one block; `pixels` always has the one shape."""
-
-    block: Block
-    """Whose rows they are."""
-    rows: NDArray[np.int64]
-    """(n,) rows of the plan, n <= batch size."""
-    pixels: NDArray[Any]
-    """(batch size, side, side, channel), stored dtype, or float32 where resampled; rows past n hold the fill."""
-    valid: NDArray[np.bool_] | None
-    """(n, side, side) True where the source has valid data; None: everywhere inside the image."""
-    dropped: tuple[Dropped, ...]
-    """Rows dropped since the batch before."""
-    last: bool
-    """True for the last batch of its block."""
+_UNIT = 24
+"""Tiles decoded by one call: enough that handing it over costs nothing, few enough that all threads end together."""
+_STEP_PIXELS = 2**21
+"""Level pixels that one call cuts."""
+BATCHES_AHEAD = 2
+"""Batches begun before the oldest of them is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,199 +52,236 @@ class FeedSettings:
 
 
 def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> Iterator[Batch]:
-    """Batches of every block in turn, made up to two ahead of the consumer.
+    """Batches of every block in turn, made ahead of the consumer. A batch is the consumer's until it asks for the next.
 
     Raises:
         Whatever reading raises, except ReadError: its rows come back as failed, with the reason.
     """
-    return _ahead(_Feed(image, plan, settings, timings).batches(blocks), depth=2)
+    with ThreadPoolExecutor(settings.workers, thread_name_prefix="patchdrive-read") as threads:
+        try:
+            yield from _Feed(image, plan, settings, timings, threads).batches(blocks)
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Slab:
-    """A decoded slot: pixels and, where the source has one, mask; and which of its tiles could not be decoded."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Making:
+    """A batch being made."""
 
-    pixels: NDArray[Any]
-    mask: NDArray[np.bool_] | None
-    torn: tuple[tuple[Window, str], ...] = ()
+    block: Block
+    rows: NDArray[np.int64]
+    number: int
+    last: bool
+    says_valid: bool
+    buffers: Buffers | None = None
+    dropped: list[Dropped] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Job:
-    """One row on its way into a batch."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Step:
+    """Some consecutive rows of a batch, cut by one call once their tiles are decoded."""
 
-    row: int
-    source: Window
-    inside: Window | None
-    slots: tuple[tuple[int, int], ...]
+    batch: _Making
+    table: NDArray[np.int64]  # (n, 12): the fields of each Cut
+    tiles: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    ends: bool = False
+    done: Future[None] = field(default_factory=Future)
 
 
 class _Feed:
-    def __init__(self, image: Image, plan: Plan, settings: FeedSettings, timings: Timings) -> None:
-        self._image, self._plan, self._settings, self._timings = image, plan, settings, timings
-        frame = settings.frame
-        self._pool: OrderedDict[tuple[int, int], Future[_Slab]] = OrderedDict()
+    def __init__(self, image: Image, plan: Plan, settings: FeedSettings, timings: Timings, threads: ThreadPoolExecutor) -> None:
+        self._plan, self._settings, self._timings, self._threads = plan, settings, timings, threads
+        self._image, self._frame = image, settings.frame
+        self._decoder: DecodesTiles = tile_decoder(image, settings.frame.level.index)
+        self._grid: TileGrid = self._decoder.grid(level=settings.frame.level.index)
         self._pixel_bytes = image.dtype.itemsize * len(settings.channels)
-        slot_bytes = frame.slot_height * frame.slot_width * (self._pixel_bytes + int(image.has_mask))
-        self._capacity = max(1, settings.pool_bytes // slot_bytes)
-        self._touched = TilesTouched(frame.level, self._pixel_bytes)
-        exact_or_nearest = frame.exact or frame.resampling == "nearest"
-        self._dtype = image.dtype if exact_or_nearest else np.dtype(np.float32)
+        exact_or_nearest = self._frame.exact or self._frame.resampling == "nearest"
+        self._ring = BufferRing(
+            batch_size=settings.batch_size,
+            side=self._frame.side,
+            channels=len(settings.channels),
+            dtype=image.dtype if exact_or_nearest else np.dtype(np.float32),
+        )
 
-    def batches(self, blocks: Iterable[Block]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(self._settings.workers, thread_name_prefix="patchdrive-read") as threads:
-            for block in blocks:
-                yield from self._block(block, threads)
+    def batches(self, blocks: Sequence[Block]) -> Iterator[Batch]:
+        """Batches in order: steps are begun while there is room, and waited for where there is none."""
+        self._begin(blocks)
+        flight: deque[_Step] = deque()
+        for step in self._steps(blocks):
+            while flight and step.batch.number >= flight[0].batch.number + BATCHES_AHEAD:
+                yield from self._retire(flight.popleft())
+            while (missing := self._pool.claim(step.tiles)) is None:
+                yield from self._retire(flight.popleft())
+            self._launch(step, missing.tolist())
+            flight.append(step)
+        while flight:
+            yield from self._retire(flight.popleft())
 
-    def _block(self, block: Block, threads: ThreadPoolExecutor) -> Iterator[Batch]:
-        size = self._settings.batch_size
-        kept: list[tuple[int, NDArray[Any], NDArray[np.bool_] | None]] = []
-        dropped: list[Dropped] = []
-        for start in range(0, len(block.rows), size):
-            for jobs in self._fitting([self._job(row) for row in block.rows[start : start + size].tolist()]):
-                with self._timings.stage("read"):
-                    slabs = self._resident(jobs, threads)
-                    done = list(threads.map(lambda job, have=slabs: self._cut(job, have), jobs))
-                for job, cut in zip(jobs, done, strict=True):
-                    if isinstance(cut, Dropped):
-                        dropped.append(cut)
-                    else:
-                        kept.append((job.row, *cut))
-            if len(kept) > size:
-                yield self._batch(block, kept[:size], dropped, last=False)
-                kept, dropped = kept[size:], []
-        yield self._batch(block, kept, dropped, last=True)
+    def _begin(self, blocks: Sequence[Block]) -> None:
+        uses = tile_uses((self._tiles(block.rows) for block in blocks), self._grid)
+        needed: NDArray[np.bool_] = np.greater(uses, 0)
+        self._fresh = bytearray(needed.tobytes())  # tiles that no patch has needed yet: what a perfect reader would still decode
+        slot_bytes = self._grid.tile_height * self._grid.tile_width * (self._pixel_bytes + int(self._image.has_mask))
+        self._pool = TilePool(
+            self._grid,
+            channels=len(self._settings.channels),
+            dtype=self._image.dtype,
+            masked=self._image.has_mask,
+            capacity=max(self._frame.tiles_per_patch(self._grid), self._settings.pool_bytes // slot_bytes),
+            uses=uses,
+        )
+        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=self._settings.fill)
 
-    def _fitting(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """The same jobs in groups whose slots the pool can hold together; what is cut does not depend on the groups."""
-        group: list[_Job] = []
-        slots: set[tuple[int, int]] = set()
-        for job in jobs:
-            if group and len(slots.union(job.slots)) > self._capacity:
-                yield group
-                group, slots = [], set()
-            group.append(job)
-            slots.update(job.slots)
-        yield group
+    def _tiles(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return tiles_of(self._frame.sources(self._plan.y[rows], self._plan.x[rows]), self._grid)
 
-    def _job(self, row: int) -> _Job:
-        frame = self._settings.frame
-        source = frame.source_window(int(self._plan.y[row]), int(self._plan.x[row]))
-        inside = source.intersect(frame.level.window)
-        slots = () if inside is None else tuple(frame.slots(inside))
-        if inside is not None:
-            self._timings.count("needed", self._touched.add(inside))
-        return _Job(row=row, source=source, inside=inside, slots=slots)
+    def _steps(self, blocks: Sequence[Block]) -> Iterator[_Step]:
+        """Every block's batches, in steps whose tiles take at most half the pool; what is cut does not depend on the steps."""
+        size, number = self._settings.batch_size, 0
+        for block in blocks:
+            y, x = self._plan.y[block.rows], self._plan.x[block.rows]
+            sources = self._frame.sources(y, x)
+            edges = (0, 0, self._grid.height, self._grid.width)
+            overhangs = np.any((sources - edges) * (-1, -1, 1, 1) > 0, axis=1)
+            places = np.arange(len(block.rows)) % size
+            table = np.column_stack([places, block.rows, y, x, sources, tiles_of(sources, self._grid)])
+            for start in range(0, len(table), size):
+                part = slice(start, start + size)
+                batch = _Making(
+                    block=block,
+                    rows=block.rows[part],
+                    number=number,
+                    last=start + size >= len(table),
+                    says_valid=self._image.has_mask or bool(overhangs[part].any()),
+                )
+                number += 1
+                yield from self._steps_of(batch, table[part])
 
-    def _resident(self, jobs: Sequence[_Job], threads: ThreadPoolExecutor) -> dict[tuple[int, int], _Slab]:
-        """Every slab the jobs need, decoded where it is not in the pool; the least recently used make room."""
-        wanted = dict.fromkeys(slot for job in jobs for slot in job.slots)
-        for slot in wanted:
-            if slot in self._pool:
-                self._pool.move_to_end(slot)
-        missing = [slot for slot in wanted if slot not in self._pool]
-        while self._pool and len(self._pool) + len(missing) > self._capacity and next(iter(self._pool)) not in wanted:
-            self._pool.popitem(last=False)
-        for slot in missing:
-            self._pool[slot] = threads.submit(self._decode, slot)
-        return {slot: self._pool[slot].result() for slot in wanted}
+    def _steps_of(self, batch: _Making, table: NDArray[np.int64]) -> Iterator[_Step]:
+        """A batch's steps; the last one ends it."""
+        source, tiles = table[:, 4:8], table[:, 8:]
+        outside = tiles[:, 2] == 0
+        batch.dropped.extend(Dropped(row=row, state="skipped", reason="no valid pixel") for row in batch.rows[outside].tolist())
+        table = table[~outside]
+        pixels = int((source[0, 2] - source[0, 0]) * (source[0, 3] - source[0, 1]))
+        most = max(1, _STEP_PIXELS // pixels)
+        waiting = [table[start : start + most] for start in range(0, len(table), most)] or [table]
+        waiting.reverse()
+        while waiting:
+            part = waiting.pop()
+            names, counts = touched(part[:, 8:], self._grid.columns)
+            if len(names) > self._pool.capacity // 2 and len(part) > 1:
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                continue
+            yield _Step(batch=batch, table=part, tiles=names, counts=counts, ends=not waiting)
 
-    def _decode(self, slot: tuple[int, int]) -> _Slab:
-        window = self._settings.frame.slot(*slot)
-        pixels = np.empty((window.height, window.width, len(self._settings.channels)), self._image.dtype)
-        mask = np.empty((window.height, window.width), np.bool_) if self._image.has_mask else None
-        try:
-            self._read(window, pixels, mask)
-        except ReadError:
-            return _Slab(pixels=pixels, mask=mask, torn=tuple(self._tile_by_tile(window, pixels, mask)))
-        return _Slab(pixels=pixels, mask=mask)
+    def _launch(self, step: _Step, missing: list[int]) -> None:
+        """Have the missing tiles decoded, and the patches cut when the last of them is there."""
+        if step.batch.buffers is None:
+            step.batch.buffers = self._ring.lend()
+        count = -(-len(missing) // _UNIT)
+        for index in range(count):
+            part = missing[index * len(missing) // count : (index + 1) * len(missing) // count]
+            unit: Unit = Future()
+            self._pool.began(part, unit)
+            self._threads.submit(_settle, unit, partial(self._decode, part))
+        first = [tile for tile in missing if self._fresh[tile]]
+        self._timings.count("needed", self._bytes(first))
+        for tile in first:
+            self._fresh[tile] = False
+        cut = partial(_settle, step.done, partial(self._cut, step))
+        units = self._pool.waits_for(step.tiles)
+        if units:
+            _after(units, cut, step.done)
+        else:
+            self._threads.submit(cut)
 
-    def _read(self, window: Window, pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-        level = self._settings.frame.level.index
-        self._image.read(window, level=level, channels=self._settings.channels, out=pixels)
-        if mask is not None:
-            mask[...] = self._image.read_mask(window, level=level)
-        self._timings.count("decoded", pixels.nbytes)
+    def _bytes(self, tiles: Sequence[int]) -> int:
+        """Decoded, what of them lies in the level."""
+        grid, pixels = self._grid, 0
+        high, wide = grid.tile_height, grid.tile_width
+        for tile in tiles:
+            row, column = divmod(tile, grid.columns)
+            pixels += min(high, grid.height - row * high) * min(wide, grid.width - column * wide)
+        return pixels * self._pixel_bytes
 
-    def _tile_by_tile(self, slot: Window, pixels: NDArray[Any], mask: NDArray[np.bool_] | None) -> Iterator[tuple[Window, str]]:
-        """Read what can be read of a slot, so that a torn tile costs only the patches that need it; gives the tiles that are torn."""
-        level = self._settings.frame.level
-        for y in range(slot.y, slot.y_end, level.tile_height):
-            for x in range(slot.x, slot.x_end, level.tile_width):
-                tile = Window(y=y, x=x, height=level.tile_height, width=level.tile_width).intersect(slot)
-                assert tile is not None
-                part = tile.within(slot)
-                own = np.empty((tile.height, tile.width, pixels.shape[2]), pixels.dtype)
-                own_mask = None if mask is None else np.empty((tile.height, tile.width), np.bool_)
-                try:
-                    self._read(tile, own, own_mask)
-                except ReadError as error:
-                    yield tile, str(error)
-                    continue
-                pixels[part] = own
-                if mask is not None and own_mask is not None:
-                    mask[part] = own_mask
+    def _decode(self, tiles: list[int]) -> None:
+        pool, columns = self._pool, self._grid.columns
+        places = [divmod(tile, columns) for tile in tiles]
+        slots = [int(pool.slots[place]) for place in places]
+        masks = None if pool.valid is None else [pool.valid[slot] for slot in slots]
+        torn = self._decoder.decode(
+            places,
+            level=self._frame.level.index,
+            channels=self._settings.channels,
+            out=[pool.pixels[slot] for slot in slots],
+            valid=masks,
+        )
+        for part in torn:
+            tile = part.window.y // self._grid.tile_height * columns + part.window.x // self._grid.tile_width
+            pool.torn[tile] = (*pool.torn.get(tile, ()), part)
+        if masks is not None:
+            for place, slot, mask in zip(places, slots, masks, strict=True):
+                window = self._grid.window(*place)
+                pool.whole[slot] = bool(mask[: window.height, : window.width].all())
+        pool.decoded(tiles)
+        self._timings.count("decoded", self._bytes(tiles))
 
-    def _cut(self, job: _Job, slabs: dict[tuple[int, int], _Slab]) -> tuple[NDArray[Any], NDArray[np.bool_] | None] | Dropped:
-        """One patch (side, side, channel) and its validity, or why there is none."""
-        for slot in job.slots:
-            for tile, reason in slabs[slot].torn:
-                if job.inside is not None and tile.intersect(job.inside) is not None:
-                    return Dropped(row=job.row, state="failed", reason=reason)
-        frame, fill = self._settings.frame, self._settings.fill
-        if job.inside is None:
-            return Dropped(row=job.row, state="skipped", reason="no valid pixel")
-        area = job.source if frame.exact else job.inside  # what overhangs is filled at the target's pixel size, never at the source's
-        whole = job.inside == job.source and not self._image.has_mask
-        pixels = np.empty((area.height, area.width, len(self._settings.channels)), self._image.dtype)
-        valid = np.full((area.height, area.width), whole, np.bool_)
-        for slot in job.slots:
-            self._paste(slot, slabs[slot], area, pixels, valid)
-        if not valid.any():
-            return Dropped(row=job.row, state="skipped", reason="no valid pixel")
-        if not frame.exact:
-            y, x = int(self._plan.y[job.row]) * frame.step_y, int(self._plan.x[job.row]) * frame.step_x
-            rows = taps(y, frame.step_y, frame.side, frame.resampling).cut(area.y, area.y_end)
-            columns = taps(x, frame.step_x, frame.side, frame.resampling).cut(area.x, area.x_end)
-            pixels, valid = resample(pixels, valid, rows, columns, fill=fill)
-        elif not whole:
-            pixels[~valid] = np.asarray(fill).astype(pixels.dtype)
-        return pixels, None if whole else valid
+    def _cut(self, step: _Step) -> None:
+        batch = step.batch
+        assert batch.buffers is not None
+        batch.dropped.extend(self._cutter.cut(step.table, batch.buffers, says_valid=batch.says_valid))
+        self._pool.release(step.tiles, step.counts)
 
-    def _paste(self, slot: tuple[int, int], slab: _Slab, area: Window, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        held = self._settings.frame.slot(*slot)
-        shared = held.intersect(area)
-        assert shared is not None, "a job names the slots its area touches"
-        target = shared.within(area)
-        pixels[target] = slab.pixels[shared.within(held)]
-        valid[target] = True if slab.mask is None else slab.mask[shared.within(held)]
-
-    def _batch(
-        self, block: Block, kept: list[tuple[int, NDArray[Any], NDArray[np.bool_] | None]], dropped: list[Dropped], *, last: bool
-    ) -> Batch:
-        settings = self._settings
-        side = settings.frame.side
-        fill = np.asarray(settings.fill).astype(self._dtype)
-        pixels = np.empty((settings.batch_size, side, side, len(settings.channels)), self._dtype)
-        for place, (_, patch, _) in enumerate(kept):
-            pixels[place] = patch
-        pixels[len(kept) :] = fill
-        masks = [mask for _, _, mask in kept]
-        valid = None
-        if any(mask is not None for mask in masks):
-            valid = np.stack([np.ones((side, side), np.bool_) if mask is None else mask for mask in masks])
-        rows = np.array([row for row, _, _ in kept], np.int64)
-        return Batch(block=block, rows=rows, pixels=pixels, valid=valid, dropped=tuple(dropped), last=last)
+    def _retire(self, step: _Step) -> Iterator[Batch]:
+        """Wait for a step; the batch it ends is the consumer's until it comes back."""
+        with self._timings.stage("read"):
+            step.done.result()
+        if not step.ends:
+            return
+        making, buffers = step.batch, step.batch.buffers
+        assert buffers is not None
+        fill = np.asarray(self._settings.fill).astype(buffers.pixels.dtype)
+        kept = ~np.isin(making.rows, [drop.row for drop in making.dropped])
+        buffers.pixels[: len(kept)][~kept] = fill
+        buffers.pixels[len(kept) :] = fill
+        yield Batch(
+            block=making.block,
+            rows=making.rows[kept],
+            places=np.flatnonzero(kept),
+            pixels=buffers.pixels,
+            valid=buffers.valid if making.says_valid else None,
+            dropped=tuple(sorted(making.dropped, key=lambda drop: drop.row)),
+            last=making.last,
+        )
+        self._ring.give_back([buffers])
 
 
-def _ahead(batches: Iterator[Batch], *, depth: int) -> Iterator[Batch]:
-    """The same batches, made by a thread of its own up to `depth` ahead of the consumer; its error is raised here."""
-    with ThreadPoolExecutor(1, thread_name_prefix="patchdrive-feed") as thread:
-        line = deque(thread.submit(next, batches, None) for _ in range(depth))
-        try:
-            while (batch := line.popleft().result()) is not None:
-                line.append(thread.submit(next, batches, None))
-                yield batch
-        finally:
-            for waiting in line:
-                waiting.cancel()
+def _settle(done: Future[None], work: Callable[[], None]) -> None:
+    """Do `work`, and tell whoever waits for `done` how it ended."""
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  raised where it is waited for
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+
+
+def _after(units: set[Unit], then: Callable[[], None], failed: Future[None]) -> None:
+    """When the last unit is done, its thread does `then` at once, its tiles being hot; `failed` gets the error of one that is not."""
+    lock, left = threading.Lock(), len(units)
+
+    def arrived(unit: Unit) -> None:
+        nonlocal left
+        error = unit.exception()
+        with lock:
+            left -= 1
+            ready = left == 0
+            if error is not None and not failed.done():
+                failed.set_exception(error)
+        if ready and not failed.done():
+            then()
+
+    for unit in units:
+        unit.add_done_callback(arrived)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdrive.models.types import ModelSpec, OutputSpec, PatchModel
-from patchdrive.pipeline.feed import Batch
+from patchdrive.pipeline.batches import Batch
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers.errors import ModelError, SettingsError
 
@@ -65,8 +65,7 @@ def _run(model: PatchModel, batch: Batch, device: torch.device) -> dict[str, NDA
     missing = [output.name for output in spec.outputs if output.name not in given]
     if missing:
         raise ModelError(f"{spec.name} gave {sorted(given)} but its spec promises {missing} too")
-    count = len(batch.rows)
-    return {output.name: _checked(given[output.name], output, batch, spec)[:count] for output in spec.outputs}
+    return {output.name: _checked(given[output.name], output, batch, spec) for output in spec.outputs}
 
 
 def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) -> NDArray[Any]:
@@ -76,6 +75,10 @@ def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) 
     if tuple(tensor.shape) != wanted:
         raise ModelError(f"{spec.name}: output {output.name!r} has shape {tuple(tensor.shape)}, its spec says {wanted}")
     values: NDArray[Any] = tensor.to("cpu", torch.float32).numpy()
-    if output.kind == "vector" and not np.isfinite(values[: len(batch.rows)]).all():
+    if len(batch.rows) < size:
+        values = values[batch.places]
+    elif np.may_share_memory(values, batch.pixels):  # a model that hands back its input: the feed writes there again
+        values = values.copy()
+    if output.kind == "vector" and not np.isfinite(values).all():
         raise ModelError(f"{spec.name}: output {output.name!r} is not finite for some patch of block {batch.block.index}")
     return values

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.budget import show_bytes
 from patchdrive.pipeline.drive import model_drive, once
+from patchdrive.pipeline.feed import FeedSettings
 from patchdrive.pipeline.glance import check, glance, make_plan
 from patchdrive.pipeline.pictures import draw_plan, save_picture
 from patchdrive.pipeline.plan import Plan, coverage
-from patchdrive.pipeline.reads import ReadFrame, TilesTouched
+from patchdrive.pipeline.reads import tile_pixels, tile_uses, tiles_of
 from patchdrive.pipeline.run import step
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.store import store_name
 from patchdrive.pipeline.timings import Timings
 from patchdrive.pipeline.work import prepare
-from patchdrive.readers import Image, Window
+from patchdrive.readers import Image
+from patchdrive.readers.tiles import DecodesTiles, tile_decoder
 
 _TRIED = 16
 
@@ -43,10 +48,10 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
     assert isinstance(plan, Plan)
     work = prepare(view, encoder.spec, plan, settings, None)
     frame = work.feed.frame
-    touched = TilesTouched(frame.level, image.dtype.itemsize * len(work.feed.channels))
-    spans = (frame.source_window(y, x).intersect(frame.level.window) for y, x in zip(plan.y.tolist(), plan.x.tolist(), strict=True))
-    windows = [window for window in spans if window is not None]
-    needed = sum(touched.add(window) for window in windows)
+    decoder = tile_decoder(image, frame.level.index)
+    grid = decoder.grid(level=frame.level.index)
+    used = tile_uses([tiles_of(frame.sources(plan.y, plan.x), grid)], grid) > 0
+    needed = tile_pixels(used, grid) * image.dtype.itemsize * len(work.feed.channels)
     facts = {
         "source": image.source,
         "patches": len(plan),
@@ -57,7 +62,7 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
         "resampled": not frame.exact,
         "coverage": round(coverage([plan], view.saliency), 6),
         "bytes_needed": needed,
-        "seconds_reading": round(needed / _speed(image, frame, windows) / work.feed.workers, 1),
+        "seconds_reading": round(needed / _speed(image, decoder, used, work.feed) / work.feed.workers, 1),
         "batch_size": work.sizes.batch_size,
         "picture": None,
     }
@@ -69,13 +74,18 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
     return facts
 
 
-def _speed(image: Image, frame: ReadFrame, windows: Sequence[Window]) -> float:
-    """Bytes a second that one thread decodes, tried on a few slots."""
-    slots = {frame.slots(window)[0] for window in windows[:: max(1, len(windows) // _TRIED)]}
-    begin, decoded = time.perf_counter(), 0
-    for slot in sorted(slots):
-        decoded += image.read(frame.slot(*slot), level=frame.level.index).nbytes
-    return max(decoded, 1) / max(time.perf_counter() - begin, 1e-6)
+def _speed(image: Image, decoder: DecodesTiles, used: NDArray[np.bool_], feed: FeedSettings) -> float:
+    """Bytes a second that one thread decodes, tried on a few tiles spread over those in use."""
+    level = feed.frame.level.index
+    grid, places = decoder.grid(level=level), np.argwhere(used)
+    tried = [(row, column) for row, column in places[:: max(1, len(places) // _TRIED)].tolist()]
+    shape = (grid.tile_height, grid.tile_width)
+    out = np.empty((*shape, len(feed.channels)), image.dtype)
+    valid = np.empty(shape, np.bool_) if image.has_mask else None
+    begin = time.perf_counter()
+    for tile in tried:
+        decoder.decode([tile], level=level, channels=feed.channels, out=[out], valid=None if valid is None else [valid])
+    return max(out.nbytes * len(tried), 1) / max(time.perf_counter() - begin, 1e-6)
 
 
 def outlook_lines(facts: Mapping[str, Any]) -> list[str]:

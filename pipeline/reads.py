@@ -1,19 +1,20 @@
-"""From a plan to what must be read: which level, which windows, which slots. Pure: needs no file to be tested."""
+"""From a plan to what must be read: which level, which pixels of it, which tiles. Pure: needs no file to be tested."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchdrive.pipeline.resample import span
-from patchdrive.readers import Level, Window
-from patchdrive.readers.geometry import align_down, pick_level
+from patchdrive.readers import Level
+from patchdrive.readers.geometry import pick_level
+from patchdrive.readers.tiles import TileGrid
 
-_SMALLEST_SLOT = 128
-"""Tiles shorter than this along an axis are read several at a time: a call costs more than their pixels."""
 _SAME = 1e-9
 """Two pixel sizes that agree to this are one: no resampling."""
 
@@ -32,44 +33,27 @@ class ReadFrame:
     """Of a patch, target pixels."""
     resampling: Literal["area", "nearest"]
     """How pixels are made where the steps are not 1."""
-    slot_height: int
-    """Rows of a slot, level pixels: whole tiles."""
-    slot_width: int
-    """Columns of a slot, level pixels: whole tiles."""
 
     @property
     def exact(self) -> bool:
         """True when target pixels are level pixels."""
         return self.step_y == self.step_x == 1.0
 
-    def source_window(self, y: int, x: int) -> Window:
-        """Level pixels that the patch at target pixel (y, x) is made of; it may overhang."""
-        if self.exact:
-            return Window(y=y, x=x, height=self.side, width=self.side)
-        y_begin, y_end = span(y * self.step_y, self.step_y, self.side)
-        x_begin, x_end = span(x * self.step_x, self.step_x, self.side)
-        return Window(y=y_begin, x=x_begin, height=y_end - y_begin, width=x_end - x_begin)
+    def sources(self, y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Level pixels that the patches at target pixels (y, x), each (n,), are made of.
 
-    def slot(self, row: int, column: int) -> Window:
-        """The pixels of one slot, clipped to the level."""
-        whole = Window(y=row * self.slot_height, x=column * self.slot_width, height=self.slot_height, width=self.slot_width)
-        inside = whole.intersect(self.level.window)
-        assert inside is not None, "a slot is named by a pixel of the level"
-        return inside
+        Returns:
+            (n, 4): first row, first column, one past the last row, one past the last column; they may overhang.
+        """
+        top, bottom = span(y * self.step_y, self.step_y, self.side)
+        left, right = span(x * self.step_x, self.step_x, self.side)
+        return np.stack([top, left, bottom, right], axis=1)
 
-    def slots(self, window: Window) -> list[tuple[int, int]]:
-        """(row, column) of the slots that a window inside the level touches, row-major."""
-        return [
-            (row, column)
-            for row in range(window.y // self.slot_height, -(-window.y_end // self.slot_height))
-            for column in range(window.x // self.slot_width, -(-window.x_end // self.slot_width))
-        ]
-
-    def slots_per_patch(self) -> int:
-        """The most slots one patch can touch."""
-        rows = math.ceil(self.side * self.step_y / self.slot_height) + 1
-        columns = math.ceil(self.side * self.step_x / self.slot_width) + 1
-        return min(rows, -(-self.level.height // self.slot_height)) * min(columns, -(-self.level.width // self.slot_width))
+    def tiles_per_patch(self, grid: TileGrid) -> int:
+        """The most tiles of `grid` one patch can touch."""
+        rows = math.ceil(self.side * self.step_y / grid.tile_height) + 1
+        columns = math.ceil(self.side * self.step_x / grid.tile_width) + 1
+        return min(rows, grid.rows) * min(columns, grid.columns)
 
 
 def read_frame(levels: tuple[Level, ...], grid: Level, side: int, resampling: Literal["area", "nearest"]) -> ReadFrame:
@@ -78,40 +62,47 @@ def read_frame(levels: tuple[Level, ...], grid: Level, side: int, resampling: Li
     step_y, step_x = grid.downsample_y / level.downsample_y, grid.downsample_x / level.downsample_x
     if abs(step_y - 1) <= _SAME and abs(step_x - 1) <= _SAME:
         step_y = step_x = 1.0
-    return ReadFrame(
-        level=level,
-        step_y=step_y,
-        step_x=step_x,
-        side=side,
-        resampling=resampling,
-        slot_height=_whole_tiles(level.tile_height, level.height),
-        slot_width=_whole_tiles(level.tile_width, level.width),
-    )
+    return ReadFrame(level=level, step_y=step_y, step_x=step_x, side=side, resampling=resampling)
 
 
-def _whole_tiles(tile: int, extent: int) -> int:
-    return min(tile * max(1, -(-_SMALLEST_SLOT // tile)), -(-extent // tile) * tile)
+def tiles_of(sources: NDArray[np.int64], grid: TileGrid) -> NDArray[np.int64]:
+    """(n, 4): first tile row, first tile column, one past the last of each, of what `sources` hold of the level; empty outside it."""
+    top, left = np.clip(sources[:, 0], 0, grid.height), np.clip(sources[:, 1], 0, grid.width)
+    bottom, right = np.clip(sources[:, 2], 0, grid.height), np.clip(sources[:, 3], 0, grid.width)
+    outside = (bottom <= top) | (right <= left)
+    first = top // grid.tile_height, left // grid.tile_width
+    tiles = np.stack([*first, -(-bottom // grid.tile_height), -(-right // grid.tile_width)], axis=1)
+    tiles[outside] = 0
+    return tiles
 
 
-class TilesTouched:
-    """Counts the bytes of distinct tiles that patches need: what a perfect reader would decode."""
+def tile_uses(tiles: Iterable[NDArray[np.int64]], grid: TileGrid) -> NDArray[np.int32]:
+    """(rows, columns) how many of the patches, given as `tiles_of` gives them, need each tile."""
+    change = np.zeros((grid.rows + 1, grid.columns + 1), np.int32)
+    for top, left, bottom, right in (part.T for part in tiles):
+        for rows, columns, step in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
+            np.add.at(change, (rows, columns), step)
+    uses: NDArray[np.int32] = change.cumsum(axis=0).cumsum(axis=1)[:-1, :-1].astype(np.int32)
+    return uses
 
-    def __init__(self, level: Level, pixel_bytes: int) -> None:
-        self._level, self._pixel_bytes = level, pixel_bytes
-        self._touched = np.zeros((-(-level.height // level.tile_height), -(-level.width // level.tile_width)), np.bool_)
 
-    def add(self, window: Window) -> int:
-        """Bytes of the tiles that `window` (inside the level) touches first."""
-        level = self._level
-        rows = slice(window.y // level.tile_height, -(-window.y_end // level.tile_height))
-        columns = slice(window.x // level.tile_width, -(-window.x_end // level.tile_width))
-        part = self._touched[rows, columns]
-        if part.all():
-            return 0
-        pixels = 0
-        for row, column in np.argwhere(~part).tolist():
-            y, x = align_down(window.y, level.tile_height) + row * level.tile_height, align_down(window.x, level.tile_width)
-            x += column * level.tile_width
-            pixels += min(level.tile_height, level.height - y) * min(level.tile_width, level.width - x)
-        part[...] = True
-        return pixels * self._pixel_bytes
+def touched(tiles: NDArray[np.int64], columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Names (row * `columns` + column, ascending) of the tiles that some patch needs, and how many patches need each.
+
+    Args:
+        tiles: (n, 4) as `tiles_of` gives them.
+        columns: of the grid.
+    """
+    heights, widths = tiles[:, 2] - tiles[:, 0], tiles[:, 3] - tiles[:, 1]
+    down, across = np.arange(heights.max(initial=0))[:, None], np.arange(widths.max(initial=0))
+    names = (tiles[:, 0, None, None] + down) * columns + tiles[:, 1, None, None] + across
+    inside = (down < heights[:, None, None]) & (across < widths[:, None, None])
+    return np.unique(names[inside], return_counts=True)
+
+
+def tile_pixels(used: NDArray[np.bool_], grid: TileGrid) -> int:
+    """Level pixels in the tiles that are True in `used`, (rows, columns)."""
+    heights = np.minimum(grid.tile_height, grid.height - np.arange(grid.rows) * grid.tile_height)
+    widths = np.minimum(grid.tile_width, grid.width - np.arange(grid.columns) * grid.tile_width)
+    total: Any = heights @ used.astype(np.int64) @ widths
+    return int(total)

@@ -6,7 +6,6 @@ Weights are exact at every ratio: no snapping to whole source pixels, so nothing
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -87,10 +86,11 @@ def _taps(index: NDArray[np.int64], weight: NDArray[np.float64]) -> Taps:
     )
 
 
-def span(start: float, step: float, count: int) -> tuple[int, int]:
+def span(start: NDArray[np.floating[Any]], step: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[begin, end) of the source pixels that `taps` may touch, for planning reads without computing weights."""
     margin = 1 if step < 1 - _SNAP else 0
-    return math.floor(start + _SNAP) - margin, math.ceil(start + count * step - _SNAP) + margin
+    begin = np.floor(start + _SNAP).astype(np.int64) - margin
+    return begin, np.ceil(start + count * step - _SNAP).astype(np.int64) + margin
 
 
 def resample(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.models.types import ModelSpec, OutputSpec
-from patchdrive.pipeline.feed import Dropped
+from patchdrive.pipeline.batches import Dropped
 from patchdrive.pipeline.infer import Values
 from patchdrive.pipeline.plan import Block, Plan
 from patchdrive.pipeline.settings import Blend
@@ -112,11 +112,11 @@ class _Square:
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
         self._rows.append(value.batch.rows)
-        for place, row in enumerate(value.batch.rows.tolist()):
+        for index, (row, place) in enumerate(zip(value.batch.rows.tolist(), value.batch.places.tolist(), strict=True)):
             y, x = int(self._plan.y[row]), int(self._plan.x[row])
             valid = None if value.batch.valid is None else value.batch.valid[place]
             for name, values in value.outputs.items():
-                self._sums[name].add(y, x, values[place], valid)
+                self._sums[name].add(y, x, values[index], valid)
 
     def finish(self) -> Finished:
         owned = set(self._block.owned.tolist())

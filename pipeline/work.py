@@ -16,6 +16,7 @@ from patchdrive.pipeline.reads import read_frame
 from patchdrive.pipeline.settings import Blend, RunSettings
 from patchdrive.pipeline.stitch import default_blend
 from patchdrive.pipeline.store import Sizes
+from patchdrive.readers.tiles import tile_decoder
 
 _PLAN_ROW_BYTES = 48
 """y, x, rank, score of a row, and its places in the blocks."""
@@ -48,7 +49,8 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
     channels = pick_channels(image, spec)
     layout = layout_of(spec, settings)
     fixed = view.saliency.map.nbytes + view.saliency.mask.nbytes + len(plan) * _PLAN_ROW_BYTES
-    needs = Needs(frame=frame, spec=spec, channels=len(channels), dtype=image.dtype, fixed=fixed)
+    grid = tile_decoder(image, frame.level.index).grid(level=frame.level.index)
+    needs = Needs(frame=frame, grid=grid, spec=spec, channels=len(channels), dtype=image.dtype, fixed=fixed)
     allotment = allot(
         needs,
         settings.memory or host_limit() // 2,

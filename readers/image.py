@@ -82,6 +82,11 @@ class Image(Protocol):
         ...
 
     @property
+    def color_profile(self) -> bytes | None:
+        """ICC profile of the pixels as stored; None where the source has none. It is never applied."""
+        ...
+
+    @property
     def associated(self) -> Mapping[str, NDArray[np.uint8]]:
         """Label, macro, thumbnail as (y, x, 3) uint8. May show a patient's name: never copied into results."""
         ...

@@ -21,6 +21,7 @@ class MemoryImage:
 
     reader = "memory"
     codec = "none"
+    color_profile: bytes | None = None
 
     def __init__(
         self,

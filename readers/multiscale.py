@@ -52,6 +52,7 @@ class MultiscaleImage:
     """
 
     reader = "multiscale"
+    color_profile: bytes | None = None
 
     def __init__(self, path: str | Path, *, plane: Mapping[str, int] | None = None) -> None:
         """Open the group at `path`: an image, one field of a plate (`plate.zarr/A/1/0`), a label image (`image.zarr/labels/nuclei`).

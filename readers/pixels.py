@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdrive.readers.geometry import Level, Window
+
 
 def fill_out(pixels: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
     """`pixels` copied into `out` where one is given, else a contiguous copy that shares nothing."""
@@ -39,3 +41,17 @@ def mask_of(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
         # GDAL stores nodata as a double: compare in the pixels' own type, so that -3.4e38 meets its float32 twin.
         valid &= pixels != np.asarray(nodata).astype(pixels.dtype)
     return np.asarray(valid.any(axis=2), dtype=np.bool_)
+
+
+def is_alpha(sample: NDArray[Any]) -> bool:
+    """True where at least half of the values are zero or the largest there is: opacity is mostly all or nothing, light is not."""
+    extremes = (sample == 0) | (sample == sample.max())
+    return bool(extremes.mean() >= 0.5)
+
+
+def spread_squares(level: Level) -> list[Window]:
+    """16 squares of 64 pixels spread over a level, fewer where they would coincide: a sample that costs few tiles of any image."""
+    height, width = min(64, level.height), min(64, level.width)
+    rows = {round(y) for y in np.linspace(0, level.height - height, 4)}
+    columns = {round(x) for x in np.linspace(0, level.width - width, 4)}
+    return [Window(y=y, x=x, height=height, width=width) for y in sorted(rows) for x in sorted(columns)]

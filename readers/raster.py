@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,21 +13,18 @@ from typing import Any, Literal
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
-from pyproj import CRS
-from pyproj.exceptions import CRSError
-from rasterio._err import CPLE_BaseError  # rasterio lets GDAL's own errors through in places, and names them nowhere else
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError as RasterioCRSError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import MaskFlags
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from patchdrive.readers.errors import FormatError, ReadError
+from patchdrive.readers.gdal import GDAL_CACHE_BYTES, GDAL_ERRORS, GDAL_OPTIONS, open_gdal, opening
 from patchdrive.readers.geometry import Level, Window
+from patchdrive.readers.georeference import georeference_of
+from patchdrive.readers.icc import profile_of, profile_properties
 from patchdrive.readers.identity import file_identity
-from patchdrive.readers.pixels import check_out, mask_of
+from patchdrive.readers.pixels import check_out, is_alpha, mask_of, spread_squares
 from patchdrive.readers.vrt import refuse_descriptions, vrt_sources
 
 MaskKind = Literal["none", "dataset", "alpha", "nodata", "bands"]
@@ -36,11 +32,6 @@ MaskKind = Literal["none", "dataset", "alpha", "nodata", "bands"]
 
 _CODECS = {"JP2OpenJPEG": "jpeg2000", "JPEG": "jpeg", "PNG": "deflate", "GTiff": "none", "VRT": "unknown"}
 """By driver, where GDAL names no compression."""
-_WARNING_FILTERS = threading.Lock()
-"""`warnings.catch_warnings` is not safe in threads; handles are opened in any."""
-
-
-_GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
 
 class RasterImage:
@@ -57,7 +48,7 @@ class RasterImage:
     """
 
     reader = "raster"
-    cache_bytes = 64 << 20
+    cache_bytes = GDAL_CACHE_BYTES
     """What GDAL may keep of decoded blocks, in the whole process, for the memory budget."""
     mpp: tuple[float, float] | None = None
     associated: Mapping[str, NDArray[np.uint8]]
@@ -72,21 +63,20 @@ class RasterImage:
         self._path = Path(path)
         refuse_descriptions(self._path)
         self._handles = _Handles(self._path)
-        with _opening(self._path), self._handles.borrow(None) as dataset:
+        with opening(self._path), self._handles.borrow(None) as dataset:
             self.dtype = _dtype(dataset, self.source)
             self.levels, self._overviews = _pyramid(self._path, dataset)
-            self.channels = _channel_names(dataset)
-            self.transform = _transform(dataset)
-            self.crs, crs_note = _crs(dataset) if self.transform is not None else (None, None)
-            self.nodata, nodata_note = _nodata(dataset, self.dtype)
-            notes = {"patchdrive.crs": crs_note, "patchdrive.nodata": nodata_note}
-            self.properties: Mapping[str, str] = _properties(dataset) | {key: note for key, note in notes.items() if note is not None}
+            georeference = georeference_of(dataset)
+            self.transform, self.crs = georeference.transform, georeference.crs
+            self.nodata, note = _nodata(dataset, self.dtype)
+            self.properties: Mapping[str, str] = {**georeference.properties} | ({} if note is None else {"patchdrive.nodata": note})
             self.codec = _codec(dataset)
-            self._alpha = _band_of(dataset, ColorInterp.alpha)
-            self._mask_kind = self._find_mask(dataset)
+            self.color_profile = profile_of(dataset.tags(ns="COLOR_PROFILE").get("SOURCE_ICC_PROFILE", ""))
+            self.properties = {**self.properties, **profile_properties(self.color_profile)}
+            self.channels, self._alpha = georeference.channels, georeference.alpha
             if self._alpha is not None and not is_alpha(self._sample(self._alpha)):
-                # Infrared tagged as alpha (NAIP): a channel like the others, and named like one.
-                self.channels = tuple(f"band_{at + 1}" if at == self._alpha else name for at, name in enumerate(self.channels))
+                self.channels, self._alpha = georeference.without_alpha().channels, None
+            self._mask_kind = self._find_mask(dataset)
         self.associated = {}
 
     def __reduce__(self) -> tuple[Callable[[Path], RasterImage], tuple[Path]]:
@@ -164,7 +154,7 @@ class RasterImage:
         try:
             with self._handles.borrow(self._overviews[level]) as dataset:
                 yield dataset
-        except (*_GDAL_ERRORS, MemoryError) as error:
+        except (*GDAL_ERRORS, MemoryError) as error:
             reason = error.__cause__ or error
             raise ReadError(
                 f"{self.source}: GDAL cannot decode rows {window.y}..{window.y_end}, columns {window.x}..{window.x_end} "
@@ -176,7 +166,7 @@ class RasterImage:
         flags = dataset.mask_flag_enums[0]
         if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
             return "dataset"
-        if self._alpha is not None and is_alpha(self._sample(self._alpha)):
+        if self._alpha is not None:
             return "alpha"
         if self.nodata is not None:
             return "nodata"
@@ -186,11 +176,7 @@ class RasterImage:
     def _sample(self, channel: int) -> NDArray[Any]:
         """Values of 16 squares of 64 pixels spread over the coarsest level: a thumbnail would decode all of an image without overviews."""
         level = self.levels[-1]
-        height, width = min(64, level.height), min(64, level.width)
-        rows = {round(y) for y in np.linspace(0, level.height - height, 4)}
-        columns = {round(x) for x in np.linspace(0, level.width - width, 4)}
-        squares = [Window(y=y, x=x, height=height, width=width) for y in sorted(rows) for x in sorted(columns)]
-        return np.concatenate([self.read(square, level=level.index, channels=[channel]).ravel() for square in squares])
+        return np.concatenate([self.read(square, level=level.index, channels=[channel]).ravel() for square in spread_squares(level)])
 
 
 class _Handles:
@@ -205,12 +191,12 @@ class _Handles:
     @contextmanager
     def borrow(self, overview: int | None) -> Iterator[DatasetReader]:
         """A handle of level 0 (None) or of an overview, inside GDAL's environment; one that failed is not lent again."""
-        with rasterio.Env(**_GDAL_OPTIONS), ExitStack() as failed:
+        with rasterio.Env(**GDAL_OPTIONS), ExitStack() as failed:
             with self._lock:
                 free = self._free.setdefault((os.getpid(), overview), [])
                 dataset = free.pop() if free else None
             if dataset is None:
-                dataset = _open(self._path, overview)
+                dataset = open_gdal(self._path, overview)
             failed.callback(dataset.close)
             yield dataset
             failed.pop_all()
@@ -226,14 +212,6 @@ class _Handles:
             dataset.close()
 
 
-_GDAL_OPTIONS = {
-    "GDAL_CACHEMAX": RasterImage.cache_bytes,  # rasterio hands integers over in bytes
-    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".patchdrive-reads-no-network",
-    "GDAL_NUM_THREADS": "1",  # each of our threads has its handle; and the JPEG2000 driver loses the errors of its own threads
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # loses the error of a file that is cut short, and leaves the array unwritten
-}
-
-
 def driver_of(path: Path) -> str | None:
     """Name of the GDAL driver that opens `path`; None where there is none.
 
@@ -242,37 +220,10 @@ def driver_of(path: Path) -> str | None:
     """
     refuse_descriptions(path)
     try:
-        with rasterio.Env(**_GDAL_OPTIONS), _open(path, None) as dataset:
+        with rasterio.Env(**GDAL_OPTIONS), open_gdal(path) as dataset:
             return str(dataset.driver)
     except FormatError:
         return None
-
-
-def is_alpha(sample: NDArray[Any]) -> bool:
-    """True where at least half of the values are zero or the largest there is: opacity is mostly all or nothing, light is not."""
-    extremes = (sample == 0) | (sample == sample.max())
-    return bool(extremes.mean() >= 0.5)
-
-
-def _open(path: Path, overview: int | None) -> DatasetReader:
-    """A fresh handle.
-
-    Raises:
-        FormatError: GDAL cannot open it.
-    """
-    options = {} if overview is None else {"overview_level": overview}
-    with _opening(path), _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, sharing=False, **options)
-
-
-@contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """What GDAL says while a file is opened and asked for its metadata becomes a FormatError."""
-    try:
-        yield
-    except _GDAL_ERRORS as error:
-        raise FormatError(f"{path}: GDAL cannot open it: {error}") from error
 
 
 def _dtype(dataset: DatasetReader, source: str) -> np.dtype[Any]:
@@ -293,7 +244,7 @@ def _pyramid(path: Path, dataset: DatasetReader) -> tuple[tuple[Level, ...], tup
     """
     found: list[tuple[int | None, Level]] = [(None, _frame(dataset, dataset))]
     for index in range(min(len(dataset.overviews(band)) for band in dataset.indexes)):
-        with _open(path, index) as smaller:
+        with open_gdal(path, index) as smaller:
             found.append((index, _frame(smaller, dataset)))
     found.sort(key=lambda item: item[1].height * item[1].width, reverse=True)
     kept = found[:1]
@@ -318,37 +269,6 @@ def _frame(dataset: DatasetReader, base: DatasetReader) -> Level:
     )
 
 
-def _channel_names(dataset: DatasetReader) -> tuple[str, ...]:
-    described = tuple(name.strip() if name else "" for name in dataset.descriptions)
-    coloured = tuple(colour.name for colour in dataset.colorinterp)
-    for names in (described, coloured):
-        if all(names) and len(set(names)) == len(names) and "undefined" not in names:
-            return names
-    return tuple(f"band_{band}" for band in dataset.indexes)
-
-
-def _band_of(dataset: DatasetReader, colour: ColorInterp) -> int | None:
-    """Channel index of the first band of that colour."""
-    return dataset.colorinterp.index(colour) if colour in dataset.colorinterp else None
-
-
-def _transform(dataset: DatasetReader) -> Affine | None:
-    """The stored frame; identity counts as one only where a CRS says what it is in."""
-    if dataset.transform.is_identity and (dataset.crs is None or dataset.gcps[0]):
-        return None
-    return Affine(*dataset.transform[:6])
-
-
-def _crs(dataset: DatasetReader) -> tuple[CRS | None, str | None]:
-    """The world frame and, where the file has one that pyproj cannot read, a note that says so."""
-    if dataset.crs is None:
-        return None, None
-    try:
-        return CRS.from_wkt(dataset.crs.to_wkt(version="WKT2_2019")), None
-    except (CRSError, RasterioCRSError) as error:
-        return None, f"not understood: {error}"
-
-
 def _nodata(dataset: DatasetReader, dtype: np.dtype[Any]) -> tuple[float | None, str | None]:
     """The value that all bands share and, where there is one that means nothing, a note that says so."""
     first = dataset.nodatavals[0]
@@ -366,17 +286,6 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
     if dtype.kind == "f":
         return True
     return math.isfinite(value) and value == int(value) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
-
-
-def _properties(dataset: DatasetReader) -> dict[str, str]:
-    properties = {str(key): str(value) for key, value in dataset.tags().items()} | {"driver": dataset.driver}
-    if dataset.gcps[0]:
-        properties["gcps"] = str(len(dataset.gcps[0]))
-    if dataset.rpcs is not None:
-        properties["rpcs"] = "yes"
-    if any(scale != 1 for scale in dataset.scales) or any(offset != 0 for offset in dataset.offsets):
-        properties["scales"], properties["offsets"] = (" ".join(map(str, values)) for values in (dataset.scales, dataset.offsets))
-    return properties
 
 
 def _codec(dataset: DatasetReader) -> str:

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from openslide import OpenSlide, OpenSlideCache, OpenSlideError
 from pyproj import CRS
 
+from patchdrive.readers.dicom_colours import frames_hold_ycbcr
 from patchdrive.readers.errors import FormatError, ReadError
 from patchdrive.readers.geometry import Level, Window, align_down
+from patchdrive.readers.icc import is_profile, profile_properties
 from patchdrive.readers.identity import file_identity
+from patchdrive.readers.pixel_size import Mpp, PixelSize, from_resolution, judge, number
 from patchdrive.readers.pixels import check_out
+from patchdrive.readers.tiff_codecs import ycbcr_to_rgb
 
 _CELL = 256
 """Least side of the fixed cells that a level of fractional downsample is read by; its stored tile, where OpenSlide names none."""
@@ -28,7 +32,9 @@ _PIECE = 1 << 22
 """Pixels asked of OpenSlide at once: bounds its RGBA copy, and keeps below the 4096 columns at which it cuts regions itself."""
 _EXACT = 1 / 512
 """Level pixels: cairo places tiles on a grid of 1/256 pixel, and copies them unblended where that grid says "whole pixel"."""
-_BELIEVABLE_MPP = (0.01, 100.0)
+_PRINTED = ("generic-tiff", "hamamatsu", "trestle")
+"""Vendors whose pixel size is that of the resolution tags, which so cannot confirm it."""
+_UNITS = {"inch": 2, "centimeter": 3}
 _TRANSFER_SYNTAXES = {
     "1.2.840.10008.1.2": "none",
     "1.2.840.10008.1.2.1": "none",
@@ -77,9 +83,17 @@ class SlideImage:
         blended = [level.index for level in self.levels if _blends(level, self._downsamples[level.index])]
         if blended:
             properties["patchdrive.blended-levels"] = " ".join(map(str, blended))
-        self.properties: Mapping[str, str] = properties
-        self.mpp = _mpp(properties)
+        pixel_size = _pixel_size(properties, slide.dimensions)
+        self.mpp = pixel_size.mpp
+        if pixel_size.doubt:
+            properties["patchdrive.mpp"] = pixel_size.doubt
+        self.color_profile = _color_profile(slide)
         self.codec = _codec(properties)
+        tagged_rgb = properties.get("dicom.PhotometricInterpretation") == "RGB"
+        self._mislabelled = self.codec == "jpeg" and tagged_rgb and frames_hold_ycbcr(self._path)
+        if self._mislabelled:
+            properties["patchdrive.colours"] = "tagged RGB, but its frames hold YCbCr: converted"
+        self.properties: Mapping[str, str] = properties | profile_properties(self.color_profile)
         self.has_mask = _may_have_holes(properties)
         self.associated: Mapping[str, NDArray[np.uint8]] = _Associated(self._path, tuple(slide.associated_images))
         background = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
@@ -141,7 +155,10 @@ class SlideImage:
         frame, downsample = self.levels[level], self._downsamples[level]
         for part, ask in cut(window, frame, downsample):
             x, y = (round_half_up(start * downsample) for start in (ask.x, ask.y))
-            yield part, self._region(x, y, level, ask)[part.within(ask)]
+            rgba = self._region(x, y, level, ask)[part.within(ask)]
+            if self._mislabelled:  # OpenSlide believes the tag, and gives luma and chroma for red, green and blue
+                ycbcr_to_rgb(rgba[:, :, :3])
+            yield part, rgba
 
     def _region(self, x: int, y: int, level: int, ask: Window) -> NDArray[np.uint8]:
         """RGBA of `ask`, whose top-left is (x, y) in level-0 pixels.
@@ -298,14 +315,35 @@ def _blends(level: Level, downsample: float) -> bool:
     return any(exact_origin(start, downsample) is None for start in starts)
 
 
-def _mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    """(y, x) where both are named and between 0.01 and 100 µm: a resolution tag of 72 dpi is no microscope's."""
-    try:
-        mpp = (float(properties[openslide.PROPERTY_NAME_MPP_Y]), float(properties[openslide.PROPERTY_NAME_MPP_X]))
-    except (KeyError, ValueError):
+def _pixel_size(properties: Mapping[str, str], dimensions: tuple[int, int]) -> PixelSize:
+    """What OpenSlide gives, against the objective, and against what else the slide says of its size: see `judge`.
+
+    Args:
+        properties: OpenSlide's.
+        dimensions: (width, height) of level 0.
+    """
+    y, x = (number(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X))
+    stated = None if y is None or x is None else (y, x)
+    magnification = number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+    return judge(stated, magnification=magnification, second=_second_size(properties, dimensions))
+
+
+def _second_size(properties: Mapping[str, str], dimensions: tuple[int, int]) -> Mpp | None:
+    """(y, x) micrometres from a place OpenSlide did not take the pixel size from: resolution tags, or the extent of a DICOM slide."""
+    if properties.get(openslide.PROPERTY_NAME_VENDOR) in _PRINTED:
         return None
-    low, high = _BELIEVABLE_MPP
-    return mpp if all(low <= side <= high for side in mpp) else None
+    height, width = (number(properties.get(f"dicom.ImagedVolume{side}")) for side in ("Height", "Width"))
+    if height is not None and width is not None:  # millimetres
+        return 1e3 * height / dimensions[1], 1e3 * width / dimensions[0]
+    y, x = (number(properties.get(f"tiff.{axis}Resolution")) for axis in "YX")
+    unit = _UNITS.get(properties.get("tiff.ResolutionUnit", ""), 0)
+    return from_resolution(None if y is None else (y, 1), None if x is None else (x, 1), unit).mpp
+
+
+def _color_profile(slide: OpenSlide) -> bytes | None:
+    """The stored bytes of the profile; a region of no pixels carries them, and decodes nothing."""
+    profile: bytes = slide.read_region((0, 0), 0, (0, 0)).info.get("icc_profile", b"")
+    return profile if is_profile(profile) else None
 
 
 def _codec(properties: Mapping[str, str]) -> str:

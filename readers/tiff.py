@@ -1,93 +1,41 @@
-"""Tiled TIFF pyramids read by their own tiles: generic, Aperio SVS, OME-TIFF, COG without its georeferencing. The fast path.
+"""TIFF pyramids read by their own tiles: generic, Aperio SVS, OME-TIFF, GeoTIFF and COG. The fast path.
 
 The file is mapped, its tile index is a view of the map, and a tile is decoded straight into the caller's array where it
 is asked for whole. Nothing is shared between threads but that map.
 
-Not here: strips and georeferencing (reader "raster"), vendors whose tiles do not lie on a grid (reader "slide"),
-and internal mask directories, which only georeferenced files are known to have.
+Where a GeoTIFF lies in the world and what its channels are called is GDAL's to say; it is asked when somebody wants to know.
+Not here: vendors whose tiles do not lie on a grid (reader "slide").
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
+from pyproj import CRS
 
-from patchdrive.readers.errors import FormatError
+from patchdrive.readers.errors import FormatError, ReadError
 from patchdrive.readers.geometry import Level, Window
+from patchdrive.readers.georeference import Georeference, read_georeference
 from patchdrive.readers.identity import file_identity
-from patchdrive.readers.pixels import check_out, mask_of
+from patchdrive.readers.pixels import check_out, is_alpha, mask_of, spread_squares
 from patchdrive.readers.tiff_associated import AssociatedImages
-from patchdrive.readers.tiff_dialects import ELSEWHERE, Dialect, dialect_of
+from patchdrive.readers.tiff_file import map_file
+from patchdrive.readers.tiff_gaps import has_gaps, where_stored
 from patchdrive.readers.tiff_index import Directory, walk
-from patchdrive.readers.tiff_pyramid import TiffPyramid, read_pyramid
-from patchdrive.readers.tiff_tiles import TileLayout, tile_layout
-from patchdrive.readers.tiff_window import StoredPlane, read_plane
+from patchdrive.readers.tiff_pyramid import TiffPyramid
+from patchdrive.readers.tiff_signs import described, georeferenced, whole_pyramid
+from patchdrive.readers.tiff_window import StoredPlane, decode_stored, read_plane
+from patchdrive.readers.tiles import TileGrid, Torn
 
-_GEOREFERENCED = (33550, 33922, 34264, 34735)
-_COMPLEX = (5, 6)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TiffSigns:
-    """What the first directory of a TIFF says of who should read it."""
-
-    tiled: bool
-    """False for strips."""
-    georeferenced: bool
-    """It has a pixel scale, tie points, a transformation or GeoTIFF keys."""
-    dialect: Dialect
-    """Who wrote it; "ndpi" for Hamamatsu."""
-    compression: int
-    """TIFF's number of the codec."""
-    complex_samples: bool
-    """Samples are complex numbers."""
-    refusal: str
-    """Why `TiffImage` would refuse it, and what to do; empty where it would not."""
-
-
-def sniff_tiff(path: Path) -> TiffSigns:
-    """Look at the header and the first directory of a TIFF, and at nothing else.
-
-    Raises:
-        FormatError: not a TIFF, or damaged before its first directory ends.
-    """
-    try:
-        return _signs(next(walk(_mapped(path))))
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-
-def _signs(first: Directory) -> TiffSigns:
-    dialect, tiled = dialect_of(first), 322 in first
-    if dialect in ELSEWHERE:
-        refusal = ELSEWHERE[dialect]
-    elif not tiled:
-        refusal = "its pixels lie in strips, not tiles"
-    else:
-        refusal = _refusal(first)
-    return TiffSigns(
-        tiled=tiled,
-        georeferenced=any(tag in first for tag in _GEOREFERENCED),
-        dialect=dialect,
-        compression=first.integer(259, 1),
-        complex_samples=any(kind in _COMPLEX for kind in first.integers(339)),
-        refusal=refusal,
-    )
-
-
-def _refusal(first: Directory) -> str:
-    try:
-        tile_layout(first)
-    except FormatError as error:
-        return str(error)
-    return ""
+_Validity = Literal["everywhere", "mask", "alpha", "nodata", "gaps"]
+"""What decides it, NaN besides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,36 +46,32 @@ class _Opened:
     """The whole file."""
     pyramid: TiffPyramid
     """What it holds."""
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise FormatError(f"it cannot be opened: {error}") from error
+    first: Directory
+    """The directory that GDAL takes for the image."""
 
 
 def _open(source: str) -> _Opened:
     try:
-        data = _mapped(Path(source))
-        return _Opened(data=memoryview(data), pyramid=read_pyramid(tuple(walk(data))))
+        data = map_file(Path(source))
+        chain = tuple(walk(data))
+        return _Opened(data=memoryview(data), pyramid=whole_pyramid(chain), first=chain[0])
     except FormatError as error:
         raise FormatError(f"{source}: {error}") from error
 
 
 class TiffImage:
-    """A tiled TIFF pyramid as an Image."""
+    """A TIFF pyramid as an Image.
+
+    Channels, frame and validity of a georeferenced file are as `RasterImage` says them: what its docstring promises holds here too.
+    """
 
     reader = "tiff"
-    transform = None
-    crs = None
 
     def __init__(self, path: str | Path) -> None:
         """Map the file and read its directories; no pixel is decoded.
 
         Raises:
-            FormatError: not a tiled TIFF this reader decodes; says which reader may, or what is damaged.
+            FormatError: not a TIFF this reader decodes; says which reader may, or what is damaged.
         """
         self.source = str(path)
         self._opened = _open(self.source)
@@ -146,8 +90,9 @@ class TiffImage:
 
     @cached_property
     def identity(self) -> str:
-        """See `Image.identity`; the tile index is every level's byte counts and offsets."""
+        """See `Image.identity`; the tile index is the byte counts and offsets of every level and its mask."""
         layouts = [layout for stored in self._pyramid.layouts for layout in stored]
+        layouts += [mask for mask in self._pyramid.masks if mask is not None]
         index = b"".join(part.tobytes() for layout in layouts for part in (layout.offsets, layout.counts))
         return file_identity(Path(self.source), index=index)
 
@@ -168,23 +113,44 @@ class TiffImage:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """See `Image.channels`."""
-        return self._pyramid.channels
+        """See `Image.channels`.
+
+        Raises:
+            ReadError: one is tagged as alpha, and cannot be decoded to see whether it is.
+        """
+        return self._named.channels
+
+    @property
+    def transform(self) -> Affine | None:
+        """See `Image.transform`; GDAL's answer."""
+        return self._named.transform if georeferenced(self._opened.first) else None
+
+    @property
+    def crs(self) -> CRS | None:
+        """See `Image.crs`; GDAL's answer."""
+        return self._named.crs if georeferenced(self._opened.first) else None
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """See `Image.mpp`."""
-        return self._pyramid.mpp
+        """See `Image.mpp`; None for what is placed in the world."""
+        return None if georeferenced(self._opened.first) else self._pyramid.mpp
 
     @property
     def nodata(self) -> float | None:
-        """See `Image.nodata`; GDAL's tag."""
-        return self._pyramid.nodata
+        """See `Image.nodata`; GDAL's tag, as a pixel holds it (0.1 is no float32)."""
+        value = self._pyramid.nodata
+        with np.errstate(over="ignore"):  # a double that no float32 holds is infinite there
+            return None if value is None else float(np.asarray(value).astype(self.dtype))
 
     @property
     def has_mask(self) -> bool:
-        """True with an alpha channel, a nodata value, or floats, which may be NaN."""
-        return "alpha" in self.channels or self.nodata is not None or self.dtype.kind == "f"
+        """True with a mask, alpha or nodata, for floats, which may be NaN, and where a slide's scanner left tiles out."""
+        return self._validity != "everywhere" or self.dtype.kind == "f"
+
+    @property
+    def color_profile(self) -> bytes | None:
+        """See `Image.color_profile`."""
+        return self._pyramid.color_profile
 
     @property
     def associated(self) -> Mapping[str, NDArray[np.uint8]]:
@@ -193,8 +159,8 @@ class TiffImage:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """See `Image.properties`."""
-        return self._pyramid.properties
+        """See `Image.properties`; a georeferenced file has GDAL's besides."""
+        return {**self._pyramid.properties} | ({**self._named.properties} if georeferenced(self._opened.first) else {})
 
     def read(
         self,
@@ -207,36 +173,129 @@ class TiffImage:
         """See `Image.read`. Each tile the window touches is decoded once; one whole tile goes straight into `out`."""
         opened = self._opened
         opened.pyramid.levels[level].check(window, self.source)
-        count = len(opened.pyramid.channels)
-        wanted = range(count) if channels is None else [range(count)[index] for index in channels]
+        wanted = self._wanted(channels)
         shape = (window.height, window.width, len(wanted))
         if out is None:
             out = np.empty(shape, self.dtype)
         else:
             check_out(out, shape, self.dtype)
-        first = 0
-        for layout in opened.pyramid.layouts[level]:
-            for plane in range(layout.planes):
-                samples = layout.coding.samples
-                taken = [(place, index - first) for place, index in enumerate(wanted) if first <= index < first + samples]
-                first += samples
-                if taken:
-                    read_plane(self._stored(layout, plane, level), window, taken, out)
+        for stored in self._planes(level, wanted):
+            read_plane(stored, window, out)
         return out
+
+    def grid(self, *, level: int) -> TileGrid:
+        """See `DecodesTiles.grid`: the stored tiles."""
+        layout = self._pyramid.layouts[level][0]
+        return TileGrid(height=layout.height, width=layout.width, tile_height=layout.tile_height, tile_width=layout.tile_width)
+
+    def decode(
+        self,
+        tiles: Sequence[tuple[int, int]],
+        *,
+        level: int,
+        channels: Sequence[int],
+        out: Sequence[NDArray[Any]],
+        valid: Sequence[NDArray[np.bool_]] | None,
+    ) -> tuple[Torn, ...]:
+        """See `DecodesTiles.decode`; straight into `out` where it holds what a tile holds. Validity costs no second decoding."""
+        wanted, deciding = self._wanted(channels), () if valid is None else self._deciding
+        order = [*wanted, *(channel for channel in deciding if channel not in wanted)]
+        places = [order.index(channel) for channel in deciding]
+        planes, torn = self._planes(level, order), []
+        for at, (row, column) in enumerate(tiles):
+            target = out[at]
+            pixels = target if order == wanted else np.empty((*target.shape[:2], len(order)), self.dtype)
+            try:
+                decode_stored(planes, row, column, pixels)
+                if order != wanted:
+                    target[...] = pixels[:, :, : len(wanted)]
+                if valid is not None:
+                    window = self.grid(level=level).window(row, column)
+                    inside = pixels[: window.height, : window.width]
+                    decided = inside if places == list(range(len(order))) else inside[:, :, places]
+                    valid[at][: window.height, : window.width] = self._valid(decided, window, level)
+            except ReadError as error:
+                torn.append(Torn(window=self.grid(level=level).window(row, column), reason=str(error)))
+        return tuple(torn)
 
     def read_mask(self, window: Window, *, level: int = 0) -> NDArray[np.bool_]:
         """See `Image.read_mask`."""
         self.levels[level].check(window, self.source)
-        if not self.has_mask:
-            return np.ones((window.height, window.width), np.bool_)
-        if "alpha" in self.channels:
-            return self.read(window, level=level, channels=[self.channels.index("alpha")])[:, :, 0] > 0
-        return mask_of(self.read(window, level=level), self.nodata)
+        deciding = self._deciding
+        pixels = self.read(window, level=level, channels=deciding) if deciding else np.empty((window.height, window.width, 0), self.dtype)
+        return self._valid(pixels, window, level)
 
     def close(self) -> None:
         """See `Image.close`; the map goes with the last tile still being read."""
         self.__dict__.pop("_opened", None)
 
-    def _stored(self, layout: TileLayout, plane: int, level: int) -> StoredPlane:
+    @cached_property
+    def _named(self) -> Georeference:
+        """The channels and their opacity, which its values have confirmed; for a georeferenced file the frame too."""
         opened = self._opened
-        return StoredPlane(data=opened.data, layout=layout, plane=plane, fill=opened.pyramid.fill, name=f"{self.source}, level {level}")
+        if described(opened.first):
+            named = read_georeference(Path(self.source), opened.first)
+        else:
+            names = opened.pyramid.channels
+            alpha = names.index("alpha") if "alpha" in names else None
+            named = Georeference(transform=None, crs=None, channels=names, alpha=alpha, properties={})
+        if named.alpha is None:
+            return named
+        coarsest = opened.pyramid.levels[-1]
+        squares = [self.read(square, level=coarsest.index, channels=[named.alpha]) for square in spread_squares(coarsest)]
+        return named if is_alpha(np.concatenate([square.ravel() for square in squares])) else named.without_alpha()
+
+    @cached_property
+    def _validity(self) -> _Validity:
+        if any(mask is not None for mask in self._pyramid.masks):
+            return "mask"
+        if self._named.alpha is not None:
+            return "alpha"
+        if self.nodata is not None:
+            return "nodata"
+        gaps = self._pyramid.gaps and any(has_gaps(layouts) for layouts in self._pyramid.layouts)
+        return "gaps" if gaps else "everywhere"
+
+    @cached_property
+    def _deciding(self) -> tuple[int, ...]:
+        """The channels whose pixels decide validity."""
+        if self._validity == "nodata" or self.dtype.kind == "f":
+            return tuple(range(len(self._pyramid.channels)))
+        alpha = self._named.alpha if self._validity == "alpha" else None
+        return () if alpha is None else (alpha,)
+
+    def _valid(self, pixels: NDArray[Any], window: Window, level: int) -> NDArray[np.bool_]:
+        """Validity of `window`, (height, width), from the pixels of the `_deciding` channels there, in that order."""
+        valid = np.ones((window.height, window.width), np.bool_)
+        mask = self._pyramid.masks[level]
+        if mask is not None:
+            opaque = np.empty((window.height, window.width, 1), mask.coding.dtype)
+            name = f"{self.source}, mask of level {level}"
+            stored = StoredPlane(data=self._opened.data, layout=mask, plane=0, fill=0, name=name, wanted=((0, 0),))
+            read_plane(stored, window, opaque)
+            valid = opaque[:, :, 0] > 0
+        elif self._validity == "alpha":
+            valid = pixels[:, :, self._deciding.index(self._named.alpha)] > 0
+        elif self._validity == "gaps":
+            valid = where_stored(self._pyramid.layouts[level], window)
+        if self._validity == "nodata" or self.dtype.kind == "f":
+            valid &= mask_of(pixels, self.nodata if self._validity == "nodata" else None)
+        return valid
+
+    def _wanted(self, channels: Sequence[int] | None) -> list[int]:
+        every = range(len(self._pyramid.channels))
+        return list(every) if channels is None else [every[index] for index in channels]
+
+    def _planes(self, level: int, wanted: Sequence[int]) -> tuple[StoredPlane, ...]:
+        """The grids of stored tiles that hold the `wanted` channels, and what is taken of each."""
+        opened, first, name = self._opened, 0, f"{self.source}, level {level}"
+        planes: list[StoredPlane] = []
+        for layout in opened.pyramid.layouts[level]:
+            samples = layout.coding.samples
+            for plane in range(layout.planes):
+                taken = tuple((place, index - first) for place, index in enumerate(wanted) if first <= index < first + samples)
+                first += samples
+                if taken:
+                    stored = StoredPlane(data=opened.data, layout=layout, plane=plane, fill=opened.pyramid.fill, name=name, wanted=taken)
+                    planes.append(stored)
+        return tuple(planes)

@@ -1,13 +1,13 @@
 """One stored tile's bytes to pixels, written straight into an array of the caller's. Pure, and safe from any thread.
 
 JPEG goes through libjpeg-turbo at full quality (bit for bit what OpenSlide gives), everything else through imagecodecs.
-Both release the GIL, and neither can be made to write or allocate more than the tile that was asked for.
+Both release the GIL, and neither can be made to write or allocate more than the tile that was asked for: what a tile
+says of its size is checked before a decoder believes it (`tiff_codec_headers`).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,10 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from patchdrive.readers.errors import FormatError, ReadError
+from patchdrive.readers.tiff_codec_bytes import BYTE_CODECS, ByteCodec, decompress, mirror, packed_row, unpack
+from patchdrive.readers.tiff_codec_headers import SOI, LercHeader, check_codestream, check_jpeg, check_webp, read_codestream, read_lerc
 
-Codec = Literal["none", "lzw", "jpeg", "deflate", "packbits", "jpeg2000", "zstd"]
+Codec = ByteCodec | Literal["jpeg", "jpeg2000", "lerc", "webp", "jpegxl"]
 # TIFF's number of a compression to its codec. 33003 is Aperio's JPEG 2000 in YCbCr, 33005 its RGB.
 CODECS: Mapping[int, Codec] = {
     1: "none",
@@ -30,23 +32,48 @@ CODECS: Mapping[int, Codec] = {
     33003: "jpeg2000",
     33005: "jpeg2000",
     34712: "jpeg2000",
+    34887: "lerc",
+    34925: "lzma",
     50000: "zstd",
+    50001: "webp",
+    50002: "jpegxl",
+    52546: "jpegxl",
+}
+# Known, and left to other readers.
+ELSEWHERE: Mapping[int, str] = {
+    2: "CCITT run lengths",
+    3: "CCITT Group 3",
+    4: "CCITT Group 4",
+    6: "old-style JPEG",
+    33007: "ALT JPEG",
+    34892: "lossy DNG JPEG",
+    34933: "PNG",
 }
 # Aperio's compression number overrules its PhotometricInterpretation.
 APERIO_PHOTOMETRIC: Mapping[int, int] = {33003: 6, 33005: 2}
+# LERC's own bytes may be compressed once more: the second value of its LercParameters tag.
+LERC_INNER: Mapping[int, ByteCodec] = {0: "none", 1: "deflate", 2: "zstd"}
 # imagecodecs reads any buffer; its annotations name fewer.
-_DECODERS: Mapping[Codec, Callable[..., Sized]] = {
-    "deflate": imagecodecs.deflate_decode,
-    "packbits": imagecodecs.packbits_decode,
+_DECODERS: Mapping[Codec, Callable[..., Any]] = {
+    "jpeg": imagecodecs.jpeg8_decode,
     "jpeg2000": imagecodecs.jpeg2k_decode,
-    "zstd": imagecodecs.zstd_decode,
+    "lerc": imagecodecs.lerc_decode,
+    "webp": imagecodecs.webp_decode,
+    "jpegxl": imagecodecs.jpegxl_decode,
 }
 RGB, YCBCR = 2, 6
-_STRIP_AT = 8 + 2 + 9 * 12 + 4  # after the header and a directory of nine tags
 _NO_PREDICTOR, _HORIZONTAL, _FLOATING = 1, 2, 3
-_SOI, _EOI, _SOC_SIZ = b"\xff\xd8", b"\xff\xd9", b"\xff\x4f\xff\x51"
+_PREDICTED = frozenset({"lzw", "deflate", "zstd", "lzma"})
+_EOI = b"\xff\xd9"
 # An Adobe segment that says "no colour transform". Standing first it yields to a JFIF or Adobe segment of the tile's own.
 _PLAIN_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+_JPEG_BITS = (8, 12)
+_JPEG_SAMPLES = (1, 2, 3, 4)
+# libjpeg's names of "leave the components as they are", by their number; one and two are never transformed.
+_RAW_COLORS: Mapping[int, str] = {3: "RGB", 4: "CMYK"}
+_JPEGXL_DTYPES, _JPEGXL_SAMPLES = ("u1", "u2", "f2", "f4"), (1, 3, 4)
+_LERC_DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
+_OPAQUE = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +94,17 @@ class Coding:
     """Samples of a pixel that one tile holds."""
     prefix: bytes
     """For JPEG, what stands in for a tile's first two bytes: its tables and colour; empty where the tile is complete."""
+    bits: int = 0
+    """Bits of a stored sample where they do not fill `dtype`; 0 where they do."""
+    mirrored: bool = False
+    """True where the bits of each stored byte are in reverse order."""
+    inner: ByteCodec = "none"
+    """For LERC, how its own bytes are compressed."""
+
+    @property
+    def fast_jpeg(self) -> bool:
+        """True for the JPEG tiles that simplejpeg decodes: 8-bit grey, RGB and YCbCr."""
+        return self.codec == "jpeg" and not self.bits and (self.samples == 1 or (self.samples == 3 and self.photometric in {RGB, YCBCR}))
 
     def check(self) -> None:
         """Refuse what cannot be decoded, before any tile is.
@@ -74,22 +112,65 @@ class Coding:
         Raises:
             FormatError: codec, photometric, predictor and dtype do not go together.
         """
-        if self.codec == "jpeg":
-            grey = self.samples == 1
-            if self.dtype != np.uint8 or not (grey or (self.samples == 3 and self.photometric in {RGB, YCBCR})):
-                raise FormatError(
-                    f"JPEG tiles of {self.samples} samples, {self.dtype}, photometric {self.photometric}; read are 8-bit grey, RGB, YCbCr; "
-                    'try reader "slide" or "raster"'
-                )
-            return
-        if self.photometric == YCBCR and self.codec != "jpeg2000":
-            raise FormatError(f'YCbCr pixels stored as {self.codec}, not as JPEG; try reader "slide" or "raster"')
-        if self.codec == "jpeg2000":
-            if self.dtype.kind == "f" or (self.photometric == YCBCR and (self.dtype != np.uint8 or self.samples != 3)):
-                raise FormatError(f"JPEG 2000 tiles of {self.samples} samples, {self.dtype}, photometric {self.photometric} are not read")
-            return
-        if self.predictor not in {_NO_PREDICTOR, _HORIZONTAL, _FLOATING} or (self.predictor == _FLOATING and self.dtype.kind != "f"):
-            raise FormatError(f"predictor {self.predictor} on {self.dtype} samples: TIFF defines 1, 2 and, for floats, 3")
+        if self.codec in BYTE_CODECS:
+            _check_bytes(self)
+        elif self.mirrored:
+            raise FormatError(f'{self.codec} tiles with their bits in reverse order (FillOrder 2); try reader "raster"')
+        else:
+            _CHECKS[self.codec](self)
+
+
+def _check_bytes(coding: Coding) -> None:
+    if coding.photometric == YCBCR:
+        raise FormatError(f'YCbCr pixels stored as {coding.codec}, not as JPEG; try reader "slide" or "raster"')
+    predictor, dtype = coding.predictor, coding.dtype
+    if predictor not in {_NO_PREDICTOR, _HORIZONTAL, _FLOATING} or (predictor == _FLOATING and dtype.kind != "f"):
+        raise FormatError(f"predictor {predictor} on {dtype} samples: TIFF defines 1, 2 and, for floats, 3")
+    if predictor != _NO_PREDICTOR and coding.bits:
+        raise FormatError(f'predictor {predictor} on samples of {coding.bits} bits, which no writer is known for; try reader "raster"')
+    if predictor != _NO_PREDICTOR and coding.codec not in _PREDICTED:
+        raise FormatError(
+            f"predictor {predictor} on tiles stored as {coding.codec}: some programs undo it there and some do not; "
+            "write them again without a predictor"
+        )
+
+
+def _check_jpeg(coding: Coding) -> None:
+    bits = coding.bits or 8 * coding.dtype.itemsize
+    ycbcr = coding.photometric == YCBCR
+    if coding.dtype.kind != "u" or bits not in _JPEG_BITS or coding.samples not in _JPEG_SAMPLES or (ycbcr and coding.samples != 3):
+        raise FormatError(
+            f"JPEG tiles of {coding.samples} samples, {bits}-bit {coding.dtype}, photometric {coding.photometric}; "
+            'read are 8 and 12 bits, grey, RGB, YCbCr and up to 4 plain samples; try reader "slide" or "raster"'
+        )
+
+
+def _check_jpeg2000(coding: Coding) -> None:
+    ycbcr = coding.photometric == YCBCR and (coding.dtype != np.uint8 or coding.samples != 3)
+    if coding.dtype.kind == "f" or coding.dtype.itemsize > 4 or ycbcr:
+        raise FormatError(f"JPEG 2000 tiles of {coding.samples} samples, {coding.dtype}, photometric {coding.photometric} are not read")
+
+
+def _check_lerc(coding: Coding) -> None:
+    if coding.swapped and coding.dtype.kind == "f":  # GDAL swaps the bytes first, so that what is NaN, and left out, is another value
+        raise FormatError('LERC floats in the other byte order, where values are lost for NaN; try reader "raster"')
+    if coding.bits or coding.photometric == YCBCR or coding.dtype not in [np.dtype(name) for name in _LERC_DTYPES]:
+        raise FormatError(f'LERC tiles of {coding.dtype}, photometric {coding.photometric}; try reader "raster"')
+
+
+def _check_webp(coding: Coding) -> None:
+    if coding.bits or coding.dtype != np.uint8 or coding.samples not in {3, 4} or coding.photometric == YCBCR:
+        raise FormatError(f'WebP tiles of {coding.samples} {coding.dtype} samples; WebP has 3 or 4 of 8 bits; try reader "raster"')
+
+
+def _check_jpegxl(coding: Coding) -> None:
+    known = coding.dtype in [np.dtype(name) for name in _JPEGXL_DTYPES] and coding.samples in _JPEGXL_SAMPLES
+    if not known or coding.bits or coding.swapped or coding.photometric == YCBCR:
+        order = "other" if coding.swapped else "usual"
+        raise FormatError(
+            f"JPEG XL tiles of {coding.samples} {coding.dtype} samples in the {order} byte order; "
+            'read are 1, 3 or 4 of uint8 and, in the usual order, uint16, float16 and float32; try reader "raster"'
+        )
 
 
 def jpeg_prefix(tables: bytes, photometric: int) -> bytes:
@@ -104,11 +185,11 @@ def jpeg_prefix(tables: bytes, photometric: int) -> bytes:
     """
     color = _PLAIN_RGB if photometric == RGB else b""
     if not tables:
-        return _SOI + color if color else b""
+        return SOI + color if color else b""
     end = tables.rfind(_EOI)
-    if not tables.startswith(_SOI) or end < 2:
+    if not tables.startswith(SOI) or end < 2:
         raise FormatError("the JPEGTables tag holds no JPEG tables: the directory is damaged")
-    return _SOI + color + tables[2:end]
+    return SOI + color + tables[2:end]
 
 
 def decode_tile(data: memoryview, coding: Coding, rows: int, out: NDArray[Any]) -> None:
@@ -123,88 +204,127 @@ def decode_tile(data: memoryview, coding: Coding, rows: int, out: NDArray[Any]) 
     Raises:
         ReadError: the bytes are not such a tile; `out` then holds anything.
     """
+    if not data:
+        raise ReadError("the tile is empty")
     try:
         if coding.codec == "jpeg":
             _decode_jpeg(data, coding, out)
-        elif coding.codec == "jpeg2000":
-            _decode_jpeg2000(data, coding, out)
+        elif coding.codec in _PICTURES:
+            _PICTURES[coding.codec](data, coding, out)
         else:
-            _decode_plain(data, coding, rows, out)
+            _decode_bytes(data, coding, rows, out)
     except (ValueError, RuntimeError) as error:  # what simplejpeg and imagecodecs raise on bytes they cannot read
         raise ReadError(f"{coding.codec} says {error}") from error
 
 
 def _decode_jpeg(data: memoryview, coding: Coding, out: NDArray[Any]) -> None:
-    if data[:2] != _SOI:
-        raise ReadError(f"a JPEG tile begins with {_SOI.hex()}, this one with {bytes(data[:2]).hex()}")
+    if data[:2] != SOI:
+        raise ReadError(f"a JPEG tile begins with {SOI.hex()}, this one with {bytes(data[:2]).hex()}")
     whole = b"".join((coding.prefix, data[2:])) if coding.prefix else data
+    if not coding.fast_jpeg:
+        _decode_raw_jpeg(whole, coding, out)
+        return
     pixels = simplejpeg.decode_jpeg(whole, "GRAY" if coding.samples == 1 else "RGB", buffer=out)
     if pixels.shape != out.shape:
         raise ReadError(f"a JPEG of {pixels.shape} pixels where the index says {out.shape}")
 
 
+def _decode_raw_jpeg(whole: bytes | memoryview, coding: Coding, out: NDArray[Any]) -> None:
+    """12 bits, or components that are no colours: as they are stored."""
+    check_jpeg(whole, out.shape, coding.bits or 8)
+    color = None if coding.photometric in {RGB, YCBCR} and coding.samples == 3 else _RAW_COLORS.get(coding.samples)
+    _DECODERS["jpeg"](whole, colorspace=color, outcolorspace=color, out=_flat(out))
+
+
 def _decode_jpeg2000(data: memoryview, coding: Coding, out: NDArray[Any]) -> None:
-    _check_codestream(data, out)
-    pixels = out[:, :, 0] if coding.samples == 1 else out
-    _DECODERS["jpeg2000"](data, numthreads=1, out=pixels)
+    stream = read_codestream(data)
+    check_codestream(stream, out.shape)
+    _DECODERS["jpeg2000"](stream.data, numthreads=1, out=_flat(out))
     if coding.photometric == YCBCR:
         ycbcr_to_rgb(out)
 
 
-def _check_codestream(data: memoryview, out: NDArray[Any]) -> None:
-    """Refuse a codestream of another size than the tile's before the decoder makes room for it."""
-    head = bytes(data[:4096])
-    start = head.find(_SOC_SIZ)
-    fields = np.frombuffer(head, ">u4", 4, start + 8) if start >= 0 and start + 24 <= len(head) else None
-    if fields is None:
-        raise ReadError("a JPEG 2000 tile without a codestream header")
-    width, height = int(fields[0]) - int(fields[2]), int(fields[1]) - int(fields[3])
-    if (height, width) != out.shape[:2]:
-        raise ReadError(f"a JPEG 2000 codestream of {height} x {width} pixels where the index says {out.shape[0]} x {out.shape[1]}")
+def _decode_webp(data: memoryview, coding: Coding, out: NDArray[Any]) -> None:
+    check_webp(data)
+    _DECODERS["webp"](data, 0, hasalpha=coding.samples == 4, out=out)
 
 
-def _decode_plain(data: memoryview, coding: Coding, rows: int, out: NDArray[Any]) -> None:
-    # The floating-point predictor cannot be undone in place.
-    room = np.empty_like(out) if coding.predictor == _FLOATING else out
+def _decode_jpegxl(data: memoryview, _coding: Coding, out: NDArray[Any]) -> None:
+    _DECODERS["jpegxl"](data, 0, keeporientation=True, numthreads=1, out=_flat(out))
+
+
+def _decode_lerc(data: memoryview, coding: Coding, out: NDArray[Any]) -> None:
+    blob: memoryview = data
+    if coding.inner != "none":
+        # LERC falls back to plain values where it gains nothing: its bytes are never much more than the tile's.
+        room = np.empty((1, 2 * out.nbytes + 4096), np.uint8)
+        blob = room.data.cast("B")[: decompress(data, coding.inner, 0, room)]
+    head = read_lerc(blob)
+    if head.shape != out.shape[:2]:
+        raise ReadError(f"a LERC tile of {head.shape} pixels where the index says {out.shape[:2]}")
+    _fill_lerc(blob, head, out)
+    if coding.swapped:  # GDAL and tifffile swap the values before they are compressed
+        out.byteswap(inplace=True)
+
+
+def _fill_lerc(blob: memoryview, head: LercHeader, out: NDArray[Any]) -> None:
+    """Pixels of a LERC blob: all samples together, one blob for each, or all but an alpha that is kept as the blob's mask."""
+    samples = out.shape[2]
+    if head.depth == samples:
+        _, valid = _DECODERS["lerc"](blob, masks=True, out=_flat(out))
+        _mask_lerc(out, None if valid is None else valid[:, :, None])
+    elif head.depth == 1 and len(blob) > head.size:
+        planes = np.zeros((samples, *out.shape[:2]), out.dtype)
+        _, valid = _DECODERS["lerc"](blob, masks=True, out=planes)
+        out[...] = np.moveaxis(planes, 0, 2)
+        if valid is not None:
+            _mask_lerc(out, np.moveaxis(valid, 0, 2) if valid.ndim == 3 else valid[:, :, None])
+    elif head.depth == samples - 1 and out.dtype == np.uint8:
+        colors = np.zeros((*out.shape[:2], samples - 1), out.dtype)
+        _, valid = _DECODERS["lerc"](blob, masks=True, out=_flat(colors))
+        out[:, :, :-1] = colors
+        out[:, :, -1] = _OPAQUE if valid is None else valid * np.uint8(_OPAQUE)
+    else:
+        raise ReadError(f"a LERC tile of {head.depth} samples where the index says {samples}")
+
+
+def _mask_lerc(out: NDArray[Any], valid: NDArray[np.bool_] | None) -> None:
+    """What LERC leaves out is NaN where there is one, else 0."""
+    if valid is not None and not valid.all():
+        np.copyto(out, np.nan if out.dtype.kind == "f" else 0, where=~valid)
+
+
+def _flat(out: NDArray[Any]) -> NDArray[Any]:
+    """The tile as libraries want it: one sample a pixel has no axis."""
+    return out[:, :, 0] if out.shape[2] == 1 else out
+
+
+def _decode_bytes(data: memoryview, coding: Coding, rows: int, out: NDArray[Any]) -> None:
+    if coding.bits:
+        height, width, samples = out.shape
+        room: NDArray[Any] = np.empty((height, packed_row(width, samples, coding.bits)), np.uint8)
+    else:
+        # The floating-point predictor cannot be undone in place.
+        room = np.empty_like(out) if coding.predictor == _FLOATING else out
     stored = room.reshape(out.shape[0], -1).view(np.uint8)
-    found = _decompress(data, coding.codec, rows, stored)
-    if found < rows * stored.shape[1]:
-        raise ReadError(f"the tile holds {found} bytes of pixels, it should hold {stored.size}")
+    found = decompress(mirror(data) if coding.mirrored else data, coding.codec, rows, stored)
     stored.reshape(-1)[found:] = 0
-    if coding.predictor == _FLOATING:
+    if coding.bits:
+        unpack(stored, coding.bits, out, swapped=coding.swapped)
+    elif coding.predictor == _FLOATING:
         imagecodecs.floatpred_decode(room, axis=1, out=out)
-        return
+    else:
+        _undo(coding, out)
+
+
+def _undo(coding: Coding, out: NDArray[Any]) -> None:
+    """Byte order and horizontal differences, in place."""
     if coding.swapped:
-        room.byteswap(inplace=True)
+        out.byteswap(inplace=True)
     if coding.predictor == _HORIZONTAL:
         # Differences wrap around as unsigned integers, whatever the samples are.
-        differences = room.view(f"u{coding.dtype.itemsize}")
+        differences = out.view(f"u{coding.dtype.itemsize}")
         imagecodecs.delta_decode(differences, axis=1, out=differences)
-
-
-def _decompress(data: memoryview, codec: Codec, rows: int, stored: NDArray[np.uint8]) -> int:
-    """Fill `stored`, (rows of the tile, bytes of a row), at least its first `rows`; says how many bytes there were."""
-    if codec == "lzw":
-        wanted = stored[:rows]
-        imagecodecs.tiff_decode(_lzw_strip(data, rows, stored.shape[1]), out=wanted)
-        return wanted.nbytes
-    flat = stored.reshape(-1)
-    if codec == "none":
-        found = min(len(data), flat.size)
-        flat[:found] = np.frombuffer(data, np.uint8, found)
-        return found
-    return len(_DECODERS[codec](data, out=flat))
-
-
-def _lzw_strip(data: memoryview, rows: int, width: int) -> bytes:
-    """LZW bytes as a TIFF of one strip of 8-bit pixels, for libtiff to decode.
-
-    imagecodecs.lzw_decode (2026.3.6) follows wild pointers where a code after a clear code is not in the table yet:
-    a damaged file ends the process. libtiff refuses such a code, and is twice as fast.
-    """
-    tags = ((256, width), (257, rows), (258, 8), (259, 5), (262, 1), (273, _STRIP_AT), (277, 1), (278, rows), (279, len(data)))
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"".join((head, bytes(4), data))
 
 
 def ycbcr_to_rgb(pixels: NDArray[np.uint8]) -> None:
@@ -215,3 +335,18 @@ def ycbcr_to_rgb(pixels: NDArray[np.uint8]) -> None:
     pixels[:, :, 0] = np.clip(luma + ((91881 * red + half) >> 16), 0, 255)
     pixels[:, :, 1] = np.clip(luma + ((-22554 * blue - 46802 * red + half) >> 16), 0, 255)
     pixels[:, :, 2] = np.clip(luma + ((116130 * blue + half) >> 16), 0, 255)
+
+
+_CHECKS: Mapping[str, Callable[[Coding], None]] = {
+    "jpeg": _check_jpeg,
+    "jpeg2000": _check_jpeg2000,
+    "lerc": _check_lerc,
+    "webp": _check_webp,
+    "jpegxl": _check_jpegxl,
+}
+_PICTURES: Mapping[str, Callable[[memoryview, Coding, NDArray[Any]], None]] = {
+    "jpeg2000": _decode_jpeg2000,
+    "lerc": _decode_lerc,
+    "webp": _decode_webp,
+    "jpegxl": _decode_jpegxl,
+}

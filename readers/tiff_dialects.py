@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 
+from patchdrive.readers.icc import MAX_PROFILE, is_profile
+from patchdrive.readers.pixel_size import PixelSize, from_resolution, judge, number
 from patchdrive.readers.tiff_index import Directory
 from patchdrive.readers.tiff_ome import OmeImage, is_ome
+from patchdrive.readers.tiff_philips import PhilipsSlide, is_philips
 from patchdrive.readers.tiff_tiles import TileLayout
 
 Dialect = Literal["generic", "aperio", "ome", "ndpi", "philips", "leica", "ventana", "trestle"]
-# Their tiles overlap, their levels are padded, or their first directory is not the slide: OpenSlide knows how.
+# Their tiles overlap, their levels are no tiles, or their first directory is not the slide: OpenSlide knows how.
 ELSEWHERE: Mapping[Dialect, str] = {
     "ndpi": "Hamamatsu NDPI keeps whole levels in single JPEGs",
-    "philips": "Philips TIFF pads its levels and leaves tiles out",
     "leica": "Leica SCN places several scans on one slide",
     "ventana": "Ventana BIF overlaps its tiles",
     "trestle": "Trestle overlaps its tiles",
 }
 ASSOCIATED = ("label", "macro", "thumbnail")
 
-_DESCRIPTION, _SOFTWARE, _XMP, _NDPI, _NODATA = 270, 305, 700, 65420, 42113
+_DESCRIPTION, _SOFTWARE, _XMP, _NDPI, _NODATA, _ICC_PROFILE = 270, 305, 700, 65420, 42113, 34675
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
-_MICROMETRES = {2: 25400.0, 3: 10000.0}  # per ResolutionUnit: inch, centimetre
+_SUBFILE_TYPE = 254
+_APERIO_PICTURES = {1: "label", 9: "macro"}
 _TEXTS = {"ImageDescription": 270, "Make": 271, "Model": 272, "Software": 305, "DateTime": 306, "Artist": 315, "HostComputer": 316}
-_MPP_RANGE = (0.01, 100.0)
-# What programs write when they know nothing: print and screen resolutions, in dots per inch.
-_DEFAULT_DPI = (72, 96, 100, 150, 200, 300, 600)
 _ALPHA = (1, 2)
 _PALETTE = 3
 _COLORS = {2: ("red", "green", "blue"), 6: ("red", "green", "blue"), 0: ("gray",), 1: ("gray",), 3: ("palette",)}
@@ -45,7 +44,7 @@ def dialect_of(first: Directory) -> Dialect:
         return "aperio"
     if is_ome(description):
         return "ome"
-    if software.startswith("Philips"):
+    if is_philips(software, description):
         return "philips"
     if "http://www.leica-microsystems.com/scn/" in description:
         return "leica"
@@ -60,37 +59,21 @@ def aperio_properties(description: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
 
-def believable(y: float, x: float) -> tuple[float, float] | None:
-    """(y, x) micrometres per pixel where microscopy can mean it, else None: 0.01 to 100, and finite."""
-    low, high = _MPP_RANGE
-    return (y, x) if low <= y <= high and low <= x <= high else None
+def pixel_size_of(first: Directory, dialect: Dialect, ome: OmeImage | None, philips: PhilipsSlide | None) -> PixelSize:
+    """Micrometres per level-0 pixel from where the dialect keeps it, and against what else the file says: see `judge`.
 
-
-def mpp_of(first: Directory, dialect: Dialect, ome: OmeImage | None) -> tuple[float, float] | None:
-    """Micrometres per level-0 pixel, (y, x), from where the dialect keeps it; None where nothing believable is said."""
+    Of OME-TIFF the objective is not asked: programs that export a smaller image set its size and keep its objective.
+    """
+    printed = from_resolution(first.rational(_Y_RESOLUTION), first.rational(_X_RESOLUTION), first.integer(_RESOLUTION_UNIT, 2))
     if dialect == "aperio":
-        try:
-            mpp = float(aperio_properties(first.text(_DESCRIPTION)).get("MPP", "nan"))
-        except ValueError:
-            return None
-        return believable(mpp, mpp)
+        said = aperio_properties(first.text(_DESCRIPTION))
+        mpp = number(said.get("MPP"))
+        return judge(None if mpp is None else (mpp, mpp), magnification=number(said.get("AppMag")), second=printed.mpp)
+    if philips is not None:
+        return judge(philips.mpp, magnification=philips.magnification, second=printed.mpp)
     if ome is not None and ome.mpp is not None and not any(math.isnan(size) for size in ome.mpp):
-        return believable(*ome.mpp)
-    return _mpp_from_resolution(first)
-
-
-def _mpp_from_resolution(first: Directory) -> tuple[float, float] | None:
-    micrometres = _MICROMETRES.get(first.integer(_RESOLUTION_UNIT, 2))
-    sizes = []
-    for tag in (_Y_RESOLUTION, _X_RESOLUTION):
-        ratio = first.rational(tag)
-        if micrometres is None or ratio is None or min(ratio) <= 0:
-            return None
-        size = micrometres * ratio[1] / ratio[0]
-        if any(math.isclose(25400 / size, dpi, rel_tol=1e-4) for dpi in _DEFAULT_DPI):
-            return None
-        sizes.append(size)
-    return believable(sizes[0], sizes[1])
+        return judge(ome.mpp)
+    return printed
 
 
 def nodata_of(first: Directory, dtype: np.dtype[Any]) -> float | None:
@@ -123,7 +106,16 @@ def channel_names(directory: Directory, layout: TileLayout, count: int, ome: Ome
     return colors + alpha + numbered[len(colors) + len(alpha) :]
 
 
-def properties_of(first: Directory, dialect: Dialect, directories: int) -> Mapping[str, str]:
+def color_profile_of(first: Directory) -> bytes | None:
+    """The ICC profile, where the tag holds one."""
+    stored = first.values(_ICC_PROFILE)
+    if stored is None or stored.nbytes > MAX_PROFILE:
+        return None
+    profile = stored.tobytes()
+    return profile if is_profile(profile) else None
+
+
+def properties_of(first: Directory, dialect: Dialect, directories: int) -> dict[str, str]:
     """What the file says of itself, in its own words, under "tiff." and "aperio."."""
     found = {f"tiff.{name}": text for name, tag in _TEXTS.items() if (text := first.text(tag))}
     for name, tag in (("XResolution", _X_RESOLUTION), ("YResolution", _Y_RESOLUTION)):
@@ -133,15 +125,21 @@ def properties_of(first: Directory, dialect: Dialect, directories: int) -> Mappi
         found["tiff.ResolutionUnit"] = str(first.integer(_RESOLUTION_UNIT, 2))
     if dialect == "aperio":
         found.update({f"aperio.{key}": value for key, value in aperio_properties(first.text(_DESCRIPTION)).items()})
-    return MappingProxyType(found | {"tiff.dialect": dialect, "tiff.directories": str(directories)})
+    if dialect == "philips":
+        del found["tiff.ImageDescription"]  # it holds the label: a patient's name
+    return found | {"tiff.dialect": dialect, "tiff.directories": str(directories)}
 
 
 def associated_name(directory: Directory, index: int, dialect: Dialect) -> str | None:
-    """What a directory that is not a level shows: label, macro or thumbnail; None where it does not say."""
+    """What a directory that is not a level shows: label, macro or thumbnail; None where it does not say.
+
+    Aperio says it by NewSubfileType, which is what OpenSlide goes by, or in the second line of the description, or in both.
+    """
     lines = directory.text(_DESCRIPTION).strip().splitlines()
     if dialect == "aperio":
-        if index == 1:
-            return "thumbnail"
+        marked = "thumbnail" if index == 1 else _APERIO_PICTURES.get(directory.integer(_SUBFILE_TYPE, 0))
+        if marked is not None:
+            return marked
         lines = lines[1:]
     words = lines[0].lower().split() if lines else []
     return next((name for name in ASSOCIATED if words and words[0].startswith(name)), None)

@@ -47,6 +47,10 @@ _TYPES: Mapping[int, str] = {
 }
 
 
+# Bytes of the unsigned integer types: BYTE, SHORT, LONG, IFD, LONG8, IFD8.
+_SINGLE: Mapping[int, int] = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One tag's values: where they lie, not what they are."""
@@ -114,8 +118,13 @@ class Directory:
         """A tag's only (or first) integer.
 
         Raises:
-            FormatError: the tag is absent or empty and has no `default`.
+            FormatError: the tag is absent or empty and has no `default`, or see `integers`.
         """
+        entry = self.entries.get(tag)
+        if entry is not None and entry.count == 1 and entry.type in _SINGLE:  # nearly every one: an array of one costs ten times more
+            end = entry.offset + _SINGLE[entry.type]
+            if end <= len(self.data):
+                return int.from_bytes(self.data[entry.offset : end], "little" if self.order == "<" else "big")
         values = self.integers(tag)
         if values:
             return values[0]

@@ -1,9 +1,10 @@
-"""The pixels of a window out of the tiles of one directory, each touched tile decoded once. Safe from any thread."""
+"""The pixels of a window, or of whole tiles, out of the tiles of one directory, each decoded once. Safe from any thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from patchdrive.readers.tiff_codecs import decode_tile
 from patchdrive.readers.tiff_tiles import TileLayout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredPlane:
     """One grid of stored tiles and the bytes they lie in."""
 
@@ -29,6 +30,8 @@ class StoredPlane:
     """Value of the pixels of a tile that was left out."""
     name: str
     """File and level, for messages."""
+    wanted: tuple[tuple[int, int], ...]
+    """(channel of the result, sample of a tile) pairs: what is taken of each tile."""
 
     def decode(self, row: int, column: int, out: NDArray[Any]) -> None:
         """One whole stored tile into `out`, (rows, columns, samples), C-contiguous.
@@ -36,7 +39,8 @@ class StoredPlane:
         Raises:
             ReadError: the tile lies outside the file, or its bytes are no such tile; names file, level and tile.
         """
-        offset, count = self.layout.place(row, column, self.plane)
+        layout = self.layout
+        offset, count = layout.place(row, column, self.plane)
         if count == 0:
             out[...] = self.fill
             return
@@ -45,45 +49,73 @@ class StoredPlane:
                 f"{self.name}, tile row {row}, column {column}: {count} bytes at byte {offset} of a file of {len(self.data)}: "
                 "the file is cut short or damaged, copy it again"
             )
-        rows = min(out.shape[0], self.layout.height - row * self.layout.tile_height)
+        rows = min(out.shape[0], layout.height - row * layout.tile_height)
         try:
-            decode_tile(self.data[offset : offset + count], self.layout.coding, rows, out)
+            decode_tile(self.data[offset : offset + count], layout.coding, rows, out)
         except ReadError as error:
             raise ReadError(f"{self.name}, tile row {row}, column {column} cannot be decoded: {error}") from error
 
+    @cached_property
+    def straight(self) -> bool:
+        """True where the samples of a tile are the first channels of the result, in order."""
+        return self.wanted == tuple((sample, sample) for sample in range(self.layout.coding.samples))
 
-def read_plane(stored: StoredPlane, window: Window, wanted: Sequence[tuple[int, int]], out: NDArray[Any]) -> None:
-    """Fill `out`, (height, width, channel), with the samples of `stored` in `window`.
+    def fills(self, out: NDArray[Any]) -> bool:
+        """True where `out`, (rows, columns, channel), holds exactly what tiles hold: no scratch is needed."""
+        return self.straight and out.shape[2] == len(self.wanted)
 
-    Args:
-        stored: the tiles.
-        window: pixels of the level, inside it.
-        wanted: (channel of `out`, sample of a tile) pairs; channels of `out` that are not named are left alone.
-        out: receives the pixels; a tile that fills a contiguous part of it is decoded there, without a copy.
+    def scratch(self, height: int) -> NDArray[Any]:
+        """Room for one stored tile of `height` rows."""
+        coding = self.layout.coding
+        return np.empty((height, self.layout.tile_width, coding.samples), coding.dtype)
+
+    def take(self, pixels: NDArray[Any], target: NDArray[Any]) -> None:
+        """Copy what is wanted of decoded `pixels`, (rows, columns, samples), into `target`, (rows, columns, channel)."""
+        if self.fills(target):
+            target[...] = pixels
+            return
+        for place, sample in self.wanted:
+            target[:, :, place] = pixels[:, :, sample]
+
+
+def decode_stored(planes: Sequence[StoredPlane], row: int, column: int, out: NDArray[Any]) -> None:
+    """One tile of every plane into `out`, (tile height, tile width, channel), C-contiguous; without a copy where `out` is as stored.
+
+    Raises:
+        ReadError: it cannot be decoded.
+    """
+    for stored in planes:
+        target = out if stored.layout.tiled else out[: stored.layout.window(row, column).height]
+        if stored.fills(out):
+            stored.decode(row, column, target)
+            continue
+        scratch = stored.scratch(len(target))
+        stored.decode(row, column, scratch)
+        stored.take(scratch, target)
+
+
+def read_plane(stored: StoredPlane, window: Window, out: NDArray[Any]) -> None:
+    """Fill `out`, (height, width, channel), with what is wanted of `stored` in `window`, which lies inside the level.
+
+    A tile that fills a contiguous part of `out` is decoded there, without a copy.
 
     Raises:
         ReadError: a tile cannot be decoded.
     """
-    samples = stored.layout.coding.samples
-    everything = out.shape[2] == samples and all(place == sample == index for index, (place, sample) in enumerate(wanted))
+    whole = stored.fills(out)
     scratch: NDArray[Any] | None = None
     for row, column in _touched(stored.layout, window):
         tile = stored.layout.window(row, column)
         part = tile.intersect(window)
         assert part is not None
         target = out[part.within(window)]
-        if everything and part == tile and target.flags.c_contiguous:
+        if whole and part == tile and target.flags.c_contiguous:
             stored.decode(row, column, target)
             continue
         if scratch is None or scratch.shape[0] != tile.height:
-            scratch = np.empty((tile.height, tile.width, samples), stored.layout.coding.dtype)
+            scratch = stored.scratch(tile.height)
         stored.decode(row, column, scratch)
-        pixels = scratch[part.within(tile)]
-        if everything:
-            target[...] = pixels
-            continue
-        for place, sample in wanted:
-            target[:, :, place] = pixels[:, :, sample]
+        stored.take(scratch[part.within(tile)], target)
 
 
 def _touched(layout: TileLayout, window: Window) -> Iterator[tuple[int, int]]:

@@ -51,6 +51,11 @@ class ImageContract:
         assert len(set(image.channels)) == len(image.channels) > 0
         assert image.mpp is None or image.transform is None
 
+    def test_color_profile_is_icc_or_none(self, image: Image) -> None:
+        profile = image.color_profile
+        assert profile is None or (isinstance(profile, bytes) and profile[36:40] == b"acsp")
+        assert (profile is not None) == ("patchdrive.color_profile" in image.properties)
+
     def test_levels_are_a_pyramid(self, image: Image, expected: Sequence[NDArray[Any]]) -> None:
         assert [(level.height, level.width) for level in image.levels] == [array.shape[:2] for array in expected]
         assert [level.index for level in image.levels] == list(range(len(image.levels)))

@@ -67,7 +67,7 @@ def test_feed_equals_its_twin(downsample, nodata):
     seen = []
     for batch in feed(image, plan, feature_blocks(plan, rows=20), settings, Timings()):
         assert batch.pixels.shape == (7, 97, 97, 3)
-        for at, row in enumerate(batch.rows.tolist()):
+        for at, row in zip(batch.places.tolist(), batch.rows.tolist(), strict=True):
             wanted, valid = twin(image, plan, settings, row)
             np.testing.assert_array_equal(batch.valid[at] if batch.valid is not None else np.ones_like(valid), valid)
             np.testing.assert_allclose(batch.pixels[at].astype(np.float64), wanted, atol=1e-3 if downsample not in {1.0, 4.0} else 0)
@@ -86,7 +86,7 @@ def test_batches_do_not_depend_on_workers_or_memory():
 
     def everything(workers, pool_bytes):
         settings = settings_for(image, plan, workers=workers, pool_bytes=pool_bytes)
-        return [(b.rows.tolist(), b.last, b.pixels.tobytes()) for b in feed(image, plan, blocks, settings, Timings())]
+        return [(b.rows.tolist(), b.places.tolist(), b.last, b.pixels.tobytes()) for b in feed(image, plan, blocks, settings, Timings())]
 
     assert everything(1, 1) == everything(5, 1 << 24)
 
@@ -142,3 +142,50 @@ def test_stopping_early_leaves_no_thread(recwarn):
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("patchdrive")]
+
+
+def grid_plan(image, *, side, stride, offset=0):
+    level = image.levels[0]
+    y, x = np.meshgrid(np.arange(offset, level.height, stride), np.arange(offset, level.width, stride), indexing="ij")
+    return ordered(y.ravel(), x.ravel(), np.ones(y.size, np.float32), side, target_grid(level, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(("side", "stride", "offset"), [(64, 64, 0), (64, 64, -13), (64, 32, 0), (90, 30, 7), (256, 128, 5), (64, 80, 3)])
+@pytest.mark.parametrize("nodata", [None, 0.0])
+@pytest.mark.parametrize("pool_bytes", [1, 1 << 24])
+def test_even_grids_equal_the_twin(side, stride, offset, nodata, pool_bytes):
+    pixels = place(500, 630)
+    pixels[130:330, 140:400] = 0
+    image = MemoryImage([pixels], nodata=nodata, tile=64)
+    plan = grid_plan(image, side=side, stride=stride, offset=offset)
+    settings = settings_for(image, plan, fill=9.0, batch_size=11, pool_bytes=pool_bytes)
+    padded, mask = np.pad(pixels, ((64, 300), (64, 300), (0, 0))), np.pad(image.read_mask(image.levels[0].window), ((64, 300), (64, 300)))
+    seen = []
+    for batch in feed(image, plan, map_blocks(plan, edge=512, halo=0), settings, Timings()):
+        for at, row in zip(batch.places.tolist(), batch.rows.tolist(), strict=True):
+            part = (slice(plan.y[row] + 64, plan.y[row] + 64 + side), slice(plan.x[row] + 64, plan.x[row] + 64 + side))
+            wanted = np.where(mask[part][..., None], padded[part], 9)
+            np.testing.assert_array_equal(batch.pixels[at], wanted)
+            np.testing.assert_array_equal(np.ones((side, side), np.bool_) if batch.valid is None else batch.valid[at], mask[part])
+            seen.append(row)
+        empty = np.setdiff1d(np.arange(11), batch.places)
+        assert (batch.pixels[empty] == 9).all()
+        seen += [drop.row for drop in batch.dropped]
+    assert set(seen) == set(range(len(plan)))
+
+
+def test_half_overlap_in_one_process_decodes_each_tile_once():
+    image = MemoryImage([place(1500, 1500)], tile=128)
+    plan = grid_plan(image, side=256, stride=128)
+    timings = Timings()
+    for _ in feed(image, plan, map_blocks(plan, edge=512, halo=0), settings_for(image, plan, pool_bytes=1 << 25), timings):
+        pass
+    assert timings.bytes_of("decoded") == timings.bytes_of("needed") == 1500 * 1500 * 3
+
+
+def test_buffers_are_used_again():
+    image = MemoryImage([place(700, 700)], tile=64)
+    plan = some_plan(image, 1.0, count=90)
+    held = [batch.pixels.ctypes.data for batch in feed(image, plan, feature_blocks(plan), settings_for(image, plan), Timings())]
+    assert len(held) == 13
+    assert len(set(held)) <= 3

@@ -40,6 +40,7 @@ TIFF = (
     "rs/gdal/cog_sparse_strile_arrays_zeroified_when_possible.tif",
     "rs/gdal/contig_tiled.tif",
     "rs/gdal/non_standard_tiled_blockysize_one.tif",
+    "rs/gdal/rgbsmall_JXL_tiled.tif",
     "rs/gdal/separate_tiled.tif",
     "rs/gdal/sparse_tiled_contig.tif",
     "rs/gdal/sparse_tiled_separate.tif",
@@ -48,8 +49,49 @@ TIFF = (
     "rs/rio-cogeo/image_external.tif.ovr",
     "rs/rio-tiler/201404_13SED190110_201404_0x1500m_CL_1.tif.ovr",
 )
+PLACED = (
+    "rs/gdal/byte_LZMA_tiled.tif",
+    "rs/gdal/rgbsmall_JPEG_tiled_separate.tif",
+    "rs/gdal/rgbsmall_LERC_tiled.tif",
+    "rs/gdal/rgbsmall_WEBP_tiled.tif",
+    "rs/gdal/rgbsmall_ZSTD_tiled_separate.tif",
+    "rs/gdal/stefan_full_rgba.tif",
+    "rs/gdal/test3_with_1mask_1bit.tif",
+    "rs/gdal/test3_with_mask_1bit_and_ovr.tif",
+    "rs/gdal/utm.tif",
+    "rs/gdal/ycbcr_with_mask.tif",
+    "rs/landsat8/LC81070352015122LGN00_B4.tif",
+    "rs/misc/LC08_L2SR_099120_20191129_20201016_02_T2_SR_B2.TIF",
+    "rs/misc/TCI.tif",
+    "rs/misc/above_cog.tif",
+    "rs/misc/au-3577-rotated.tif",
+    "rs/misc/cog_with_nan.tif",
+    "rs/misc/dem.tif",
+    "rs/misc/rgb16.tif",
+    "rs/rasterio/all-nodata.tif",
+    "rs/rasterio/alpha.tif",
+    "rs/rasterio/cogeo.tif",
+    "rs/rasterio/goes.tif",
+    "rs/rasterio/shade.tif",
+    "rs/rasterio/world.byte.tif",
+    "rs/rio-cogeo/image_geos.tif",
+    "rs/rio-cogeo/image_no_overview.tif",
+    "rs/rio-cogeo/image_web_z5_z11.tif",
+    "rs/rio-cogeo/image_with_offsets.tif",
+    "rs/rio-tiler/cog_cmap.tif",
+    "rs/rio-tiler/cog_dateline.tif",
+    "rs/rio-tiler/cog_hirise_mars.tif",
+    "rs/rio-tiler/cog_int16.tif",
+    "rs/rio-tiler/cog_nodata.tif",
+    "rs/rio-tiler/cog_nodata_nan.tif",
+    "rs/rio-tiler/cog_nonearth.tif",
+    "rs/rio-tiler/cog_rgb_mask.tif",
+    "rs/rio-tiler/cog_scale_epsg4326.tif",
+    "rs/rio-tiler/cog_world.tif",
+    "rs/rio-tiler/inverted_lat.tif",
+)
+"""Read by their own tiles, or strips, with GDAL as the oracle."""
 REFUSED = {
-    "rs/gdal/rgbsmall_JXL_tiled.tif": "missing codec JXL",
     "rs/rio-cogeo/slc.tif": "amplitude",
     "rs/sentinel2_T29UNU_20221005/MTD_TL.xml": "open the image file itself",
     "omezarr/examples/valid/image-03.zarr": "one plane",
@@ -114,7 +156,7 @@ def test_scenes_are_as_rasterio_says(data):
     assert len(names) > 60
     for name in names:
         path = data / name
-        assert choose(path).reader == "raster", name
+        assert choose(path).reader == ("tiff" if name in PLACED else "raster"), name
         image = open_image(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -135,7 +177,11 @@ def test_scenes_are_as_rasterio_says(data):
             corner = image.levels[0].window.intersect(
                 type(level.window)(y=level.height - height, x=level.width - width, height=height, width=width)
             )
-            np.testing.assert_array_equal(image.read(corner), np.moveaxis(dataset.read(window=window), 0, 2), err_msg=name)
+            pixels, wanted = image.read(corner), np.moveaxis(dataset.read(window=window), 0, 2)
+            if image.reader == "tiff" and image.codec == "jpeg":  # GDAL's libjpeg 9 rounds otherwise; see test_tiff_georeferenced.py
+                assert np.abs(pixels.astype(int) - wanted).max() <= 30, name
+            else:
+                np.testing.assert_array_equal(pixels, wanted, err_msg=name)
         image.close()
 
 

@@ -15,7 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from patchdrive.readers.errors import FormatError, ReadError
 from patchdrive.readers.geometry import Window
-from patchdrive.readers.raster import RasterImage, is_alpha
+from patchdrive.readers.pixels import is_alpha
+from patchdrive.readers.raster import RasterImage
 
 SCENES = (
     "rs/rasterio/RGB.byte.tif",  # strips of 3 rows, nodata 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchdrive.models.types import ModelSpec, OutputSpec
-from patchdrive.pipeline.feed import Batch
+from patchdrive.pipeline.batches import Batch
 from patchdrive.pipeline.infer import Values
 from patchdrive.pipeline.plan import Layout, map_blocks, ordered, positions, target_grid
 from patchdrive.pipeline.stitch import stitch, window_weights
@@ -35,7 +35,15 @@ def as_values(blocks, values, batch=8):
             rows = block.rows[start : start + batch]
             last = start + batch >= len(block.rows)
             yield Values(
-                batch=Batch(block=block, rows=rows, pixels=np.zeros((batch, 1, 1, 1)), valid=None, dropped=(), last=last),
+                batch=Batch(
+                    block=block,
+                    rows=rows,
+                    places=np.arange(len(rows)),
+                    pixels=np.zeros((batch, 1, 1, 1)),
+                    valid=None,
+                    dropped=(),
+                    last=last,
+                ),
                 outputs={"m": values[rows]},
             )
 

@@ -13,28 +13,26 @@ import tifffile
 
 from patchdrive.readers import Window
 from patchdrive.readers.errors import FormatError, PatchdriveError, ReadError
-from patchdrive.readers.tiff import TiffImage, sniff_tiff
+from patchdrive.readers.tiff import TiffImage
 from patchdrive.readers.tiff_codecs import Coding, decode_tile
 from patchdrive.readers.tiff_index import MAX_DIRECTORIES, walk
+from patchdrive.readers.tiff_signs import sniff_tiff
 
 # From the folder `broken`: what becomes of each. Strips are another reader's to judge.
 BROKEN = {
-    "gdal/byte_truncated.tif": "strips",
-    "gdal/byte_zstd_corrupted.tif": "strips",
-    "gdal/corrupted_gtiff_tags.tif": "strips",
-    "gdal/excessive-memory-TIFFFillStrip.tif": "strips",
+    "gdal/byte_truncated.tif": "cut short or damaged",
+    "gdal/byte_zstd_corrupted.tif": "zstd says",
+    "gdal/corrupted_gtiff_tags.tif": "cut short or damaged",
+    "gdal/excessive-memory-TIFFFillStrip.tif": "cut short or damaged",
     "gdal/excessive-memory-TIFFFillTile.tif": "cut short or damaged",
     "gdal/huge-number-strips.tif": "past the end",
     "gdal/hugeblocksize.tif": "more than the",
-    "gdal/lzw_corrupted.tif": "strips",
+    "gdal/lzw_corrupted.tif": "lzw says",
     "gdal/tiled_bad_offset.tif": "cut short or damaged",
-    "gdal/unsupported_codec_jp2000.tif": "strips",
+    "gdal/unsupported_codec_jp2000.tif": "without a codestream",
     "histolab_broken.svs": "not a TIFF",
     "openslide-python_unopenable.tiff": "compression 52479",
     "openslide-python_unreadable.svs": "tile row 0, column 0",
-    "panimg_invalid_meta_data_tiff.tif": "strips",
-    "panimg_invalid_resolutions_tiff_v1.tif": "strips",
-    "panimg_invalid_tiles_tiff.tif": "strips",
     "rio-pansharpen_corrupt.TIF": "not a TIFF",
     "rio-pansharpen_jpeg_named_tif.TIF": "not a TIFF",
 }
@@ -73,8 +71,9 @@ def test_real_broken_files_fail_at_once_in_little_memory(real_file, name, reason
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_a_real_file_that_is_only_odd_is_read(real_file):
-    path = real_file("broken/panimg_invalid_resolutions_tiff.tif")
+@pytest.mark.parametrize("name", ["meta_data_tiff", "resolutions_tiff", "resolutions_tiff_v1", "tiles_tiff"])
+def test_a_real_file_that_is_only_odd_is_read(real_file, name):
+    path = real_file(f"broken/panimg_invalid_{name}.tif")
     image = TiffImage(path)
     assert image.mpp is None
     with rasterio.open(path) as file:
