@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,19 +54,23 @@ class Buffers:
 
 
 class BufferRing:
-    """Buffers of one shape, lent and given back: fresh pages cost a fifth of decoding. For one thread."""
+    """Buffers of one shape, lent and given back: fresh pages cost a fifth of decoding. Whoever calls holds the caller's own lock."""
 
-    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any]) -> None:
-        """Remember the shape; buffers are made when first lent."""
+    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any], count: int) -> None:
+        """Remember the shape; the `count` buffers are made when first lent."""
         self._shape, self._channels, self._dtype = (batch_size, side, side), channels, dtype
-        self._free: list[Buffers] = []
+        self._idle: list[Buffers] = []
+        self.free = count
+        """How many can be lent now."""
 
     def lend(self) -> Buffers:
         """One that nobody holds; what it contains is anything."""
-        if self._free:
-            return self._free.pop()
+        self.free -= 1
+        if self._idle:
+            return self._idle.pop()
         return Buffers(pixels=np.empty((*self._shape, self._channels), self._dtype), valid=np.empty(self._shape, np.bool_))
 
-    def give_back(self, buffers: Iterable[Buffers]) -> None:
+    def give_back(self, buffers: Buffers) -> None:
         """Nobody reads these any more."""
-        self._free.extend(buffers)
+        self.free += 1
+        self._idle.append(buffers)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from patchdrive.models.types import ModelSpec
-from patchdrive.pipeline.feed import BATCHES_AHEAD
 from patchdrive.pipeline.reads import ReadFrame
 from patchdrive.readers.errors import BudgetError, SettingsError
 from patchdrive.readers.tiles import TileGrid
@@ -19,8 +18,6 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K
 _EDGES = (4096, 2048, 1024, 512)
 _BATCH_PIXELS = 2**21
 """A batch of more pixels than this is no faster, and what a model makes of it along the way is many times larger."""
-_BATCHES_HELD = BATCHES_AHEAD + 1
-"""Those being made, and one in hand."""
 _POOL_CAP = 512 * 2**20
 """More decoded tiles than this are never used again: a 4096-pixel square needs three rows of them."""
 
@@ -91,13 +88,15 @@ class Needs:
     """Image channels read."""
     dtype: np.dtype[np.generic]
     """Of the stored pixels."""
+    batches: int
+    """Batches that the feed holds at once."""
     fixed: int
     """Bytes held from beginning to end: saliency, plan, glance."""
 
     def batch_bytes(self, batch_size: int) -> int:
         """The batches in flight with their validity, a float32 copy of one, and the least pool."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
-        patch = self.frame.side**2 * (_BATCHES_HELD * (self.channels * stored + 1) + self.channels * 2 * 4)
+        patch = self.frame.side**2 * (self.batches * (self.channels * stored + 1) + self.channels * 2 * 4)
         return batch_size * patch + self.least_pool()
 
     def least_pool(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,11 @@ class Cut(NamedTuple):
     tile_right: int
     """One past their last column."""
 
+    def tiles(self, columns: int) -> list[int]:
+        """Their names, row * `columns` + column."""
+        starts = range(self.tile_top * columns, self.tile_bottom * columns, columns)
+        return [tile for start in starts for tile in range(start + self.tile_left, start + self.tile_right)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutter:
@@ -58,16 +63,15 @@ class Cutter:
     fill: float
     """Stored value for pixels that are invalid or outside."""
 
-    def cut(self, table: NDArray[np.int64], buffers: Buffers, *, says_valid: bool) -> Iterator[Dropped]:
+    def cut(self, cuts: Sequence[Cut], buffers: Buffers, *, says_valid: bool) -> Iterator[Dropped]:
         """Write patches to their places; those that cannot be, or have no valid pixel, are named.
 
         Args:
-            table: (n, 12) the fields of each `Cut`, in plan order.
+            cuts: which.
             buffers: of their batch.
             says_valid: the batch has validity, which is to be written too.
         """
-        for fields in table.tolist():
-            cut = Cut(*fields)
+        for cut in cuts:
             reason = self._torn(cut)
             if reason is not None:
                 yield Dropped(row=cut.row, state="failed", reason=reason)

@@ -1,36 +1,34 @@
 """Blocks of a plan to batches of pixels: each tile decoded once into a pool of slots, patches cut from them.
 
-Whoever asks for batches plans them; threads decode and cut. What a batch holds depends on the plan and the pixels alone, never on
-threads or memory: a row has its place from the beginning, and a row that is dropped leaves it empty.
+Each thread takes the next few patches of the plan, decodes those of their tiles that are missing, and cuts them while the tiles are
+hot. What a batch holds depends on the plan and the pixels alone, never on threads or memory: a row has its place from the beginning,
+and a row that is dropped leaves it empty.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.pipeline.batches import Batch, BufferRing, Buffers, Dropped
-from patchdrive.pipeline.cutter import Cutter
+from patchdrive.pipeline.cutter import Cut, Cutter
 from patchdrive.pipeline.plan import Block, Plan
-from patchdrive.pipeline.pool import TilePool, Unit
-from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of, touched
+from patchdrive.pipeline.pool import TilePool
+from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers import Image
 from patchdrive.readers.tiles import DecodesTiles, TileGrid, tile_decoder
 
-_UNIT = 24
-"""Tiles decoded by one call: enough that handing it over costs nothing, few enough that all threads end together."""
-_STEP_PIXELS = 2**21
-"""Level pixels that one call cuts."""
-BATCHES_AHEAD = 2
-"""Batches begun before the oldest of them is asked for."""
+_TILES = 8
+"""Tiles that a thread decodes before it cuts: enough that taking work costs nothing, few enough to stay in the processor's cache."""
+_PIXELS = 2**20
+"""Level pixels of the patches that a thread cuts in a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +49,25 @@ class FeedSettings:
     """Decode threads."""
 
 
+def batches_ahead(workers: int) -> int:
+    """Batches begun before the consumer gives back the one in hand."""
+    return 2 + workers // 4
+
+
 def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> Iterator[Batch]:
     """Batches of every block in turn, made ahead of the consumer. A batch is the consumer's until it asks for the next.
 
     Raises:
         Whatever reading raises, except ReadError: its rows come back as failed, with the reason.
     """
+    work = _Feed(image, plan, blocks, settings, timings)
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="patchdrive-read") as threads:
         try:
-            yield from _Feed(image, plan, settings, timings, threads).batches(blocks)
+            for _ in range(settings.workers):
+                threads.submit(work.work)
+            yield from work.batches()
         finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+            work.stop()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -70,141 +76,189 @@ class _Making:
 
     block: Block
     rows: NDArray[np.int64]
-    number: int
     last: bool
     says_valid: bool
-    buffers: Buffers | None = None
-    dropped: list[Dropped] = field(default_factory=list)
+    buffers: Buffers
+    cuts: deque[Cut]  # not yet taken by any thread
+    dropped: list[Dropped]
+    groups: int = 0  # taken, and not yet cut
+
+    @property
+    def made(self) -> bool:
+        return not self.cuts and not self.groups
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Step:
-    """Some consecutive rows of a batch, cut by one call once their tiles are decoded."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Group:
+    """Some consecutive patches of a batch, cut by one thread, which first decodes what nobody else does."""
 
     batch: _Making
-    table: NDArray[np.int64]  # (n, 12): the fields of each Cut
-    tiles: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    ends: bool = False
-    done: Future[None] = field(default_factory=Future)
+    cuts: tuple[Cut, ...]
+    tiles: tuple[list[int], ...]  # of each patch
+    missing: list[int]
 
 
 class _Feed:
-    def __init__(self, image: Image, plan: Plan, settings: FeedSettings, timings: Timings, threads: ThreadPoolExecutor) -> None:
-        self._plan, self._settings, self._timings, self._threads = plan, settings, timings, threads
-        self._image, self._frame = image, settings.frame
+    """Threads that take the next few patches each, decode those of their tiles that are missing, cut them, and come back."""
+
+    def __init__(self, image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> None:
+        self._image, self._plan, self._settings, self._timings, self._frame = image, plan, settings, timings, settings.frame
         self._decoder: DecodesTiles = tile_decoder(image, settings.frame.level.index)
         self._grid: TileGrid = self._decoder.grid(level=settings.frame.level.index)
         self._pixel_bytes = image.dtype.itemsize * len(settings.channels)
+        uses = tile_uses((tiles_of(self._sources(block), self._grid) for block in blocks), self._grid)
+        needed: NDArray[np.bool_] = np.greater(uses, 0)
+        self._fresh = bytearray(needed.tobytes())  # tiles that no patch has needed yet: what a perfect reader would still decode
+        slot_bytes = self._grid.tile_height * self._grid.tile_width * (self._pixel_bytes + int(image.has_mask))
+        self._pool = TilePool(
+            self._grid,
+            channels=len(settings.channels),
+            dtype=image.dtype,
+            masked=image.has_mask,
+            capacity=max(self._frame.tiles_per_patch(self._grid), settings.pool_bytes // slot_bytes),
+            uses=uses,
+        )
+        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=settings.fill)
         exact_or_nearest = self._frame.exact or self._frame.resampling == "nearest"
         self._ring = BufferRing(
             batch_size=settings.batch_size,
             side=self._frame.side,
             channels=len(settings.channels),
             dtype=image.dtype if exact_or_nearest else np.dtype(np.float32),
+            count=1 + batches_ahead(settings.workers),
         )
+        self._turn = threading.Lock()  # guards all that follows, the pool and the ring
+        self._room = threading.Condition(self._turn)  # there is more to do, or what others decode is there
+        self._made = threading.Condition(self._turn)  # the oldest batch is made
+        self._coming = self._begin(blocks)
+        self._line: deque[_Making] = deque()
+        self._all_begun = self._stopped = False
+        self._error: BaseException | None = None
 
-    def batches(self, blocks: Sequence[Block]) -> Iterator[Batch]:
-        """Batches in order: steps are begun while there is room, and waited for where there is none."""
-        self._begin(blocks)
-        flight: deque[_Step] = deque()
-        for step in self._steps(blocks):
-            while flight and step.batch.number >= flight[0].batch.number + BATCHES_AHEAD:
-                yield from self._retire(flight.popleft())
-            while (missing := self._pool.claim(step.tiles)) is None:
-                yield from self._retire(flight.popleft())
-            self._launch(step, missing.tolist())
-            flight.append(step)
-        while flight:
-            yield from self._retire(flight.popleft())
+    def batches(self) -> Iterator[Batch]:
+        """Batches in order; each is the consumer's until it comes back for the next."""
+        while (making := self._next_made()) is not None:
+            yield self._finish(making)
+            with self._turn:
+                self._ring.give_back(making.buffers)
+                self._room.notify_all()
+        if self._error is not None:
+            raise self._error
 
-    def _begin(self, blocks: Sequence[Block]) -> None:
-        uses = tile_uses((self._tiles(block.rows) for block in blocks), self._grid)
-        needed: NDArray[np.bool_] = np.greater(uses, 0)
-        self._fresh = bytearray(needed.tobytes())  # tiles that no patch has needed yet: what a perfect reader would still decode
-        slot_bytes = self._grid.tile_height * self._grid.tile_width * (self._pixel_bytes + int(self._image.has_mask))
-        self._pool = TilePool(
-            self._grid,
-            channels=len(self._settings.channels),
-            dtype=self._image.dtype,
-            masked=self._image.has_mask,
-            capacity=max(self._frame.tiles_per_patch(self._grid), self._settings.pool_bytes // slot_bytes),
-            uses=uses,
-        )
-        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=self._settings.fill)
+    def stop(self) -> None:
+        """Let no thread take more work."""
+        with self._turn:
+            self._stop()
 
-    def _tiles(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return tiles_of(self._frame.sources(self._plan.y[rows], self._plan.x[rows]), self._grid)
+    def work(self) -> None:
+        """Take groups until there are none, in a thread of its own; an error is the consumer's to raise."""
+        try:
+            while (group := self._take()) is not None:
+                if group.missing:
+                    self._decode(group.missing)
+                self._wait_for_others(group)
+                dropped = list(self._cutter.cut(group.cuts, group.batch.buffers, says_valid=group.batch.says_valid))
+                self._put_back(group, dropped)
+        except BaseException as error:  # noqa: BLE001  raised where the batches are waited for
+            with self._turn:
+                self._error = self._error or error
+                self._stop()
 
-    def _steps(self, blocks: Sequence[Block]) -> Iterator[_Step]:
-        """Every block's batches, in steps whose tiles take at most half the pool; what is cut does not depend on the steps."""
-        size, number = self._settings.batch_size, 0
+    def _stop(self) -> None:
+        self._stopped = True
+        self._room.notify_all()
+        self._made.notify_all()
+
+    def _sources(self, block: Block) -> NDArray[np.int64]:
+        return self._frame.sources(self._plan.y[block.rows], self._plan.x[block.rows])
+
+    def _begin(self, blocks: Sequence[Block]) -> Iterator[_Making]:
+        """Every block's batches; asked for only while there is a free buffer."""
+        size, edges = self._settings.batch_size, (0, 0, self._grid.height, self._grid.width)
         for block in blocks:
-            y, x = self._plan.y[block.rows], self._plan.x[block.rows]
-            sources = self._frame.sources(y, x)
-            edges = (0, 0, self._grid.height, self._grid.width)
-            overhangs = np.any((sources - edges) * (-1, -1, 1, 1) > 0, axis=1)
+            sources = self._sources(block)
+            tiles = tiles_of(sources, self._grid)
+            outside, overhangs = tiles[:, 2] == 0, np.any((sources - edges) * (-1, -1, 1, 1) > 0, axis=1)
             places = np.arange(len(block.rows)) % size
-            table = np.column_stack([places, block.rows, y, x, sources, tiles_of(sources, self._grid)])
+            table = np.column_stack([places, block.rows, self._plan.y[block.rows], self._plan.x[block.rows], sources, tiles])
             for start in range(0, len(table), size):
                 part = slice(start, start + size)
-                batch = _Making(
+                empty = block.rows[part][outside[part]].tolist()
+                yield _Making(
                     block=block,
                     rows=block.rows[part],
-                    number=number,
                     last=start + size >= len(table),
                     says_valid=self._image.has_mask or bool(overhangs[part].any()),
+                    buffers=self._ring.lend(),
+                    cuts=deque(Cut(*fields) for fields in table[part][~outside[part]].tolist()),
+                    dropped=[Dropped(row=row, state="skipped", reason="no valid pixel") for row in empty],
                 )
-                number += 1
-                yield from self._steps_of(batch, table[part])
 
-    def _steps_of(self, batch: _Making, table: NDArray[np.int64]) -> Iterator[_Step]:
-        """A batch's steps; the last one ends it."""
-        source, tiles = table[:, 4:8], table[:, 8:]
-        outside = tiles[:, 2] == 0
-        batch.dropped.extend(Dropped(row=row, state="skipped", reason="no valid pixel") for row in batch.rows[outside].tolist())
-        table = table[~outside]
-        pixels = int((source[0, 2] - source[0, 0]) * (source[0, 3] - source[0, 1]))
-        most = max(1, _STEP_PIXELS // pixels)
-        waiting = [table[start : start + most] for start in range(0, len(table), most)] or [table]
-        waiting.reverse()
-        while waiting:
-            part = waiting.pop()
-            names, counts = touched(part[:, 8:], self._grid.columns)
-            if len(names) > self._pool.capacity // 2 and len(part) > 1:
-                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
-                continue
-            yield _Step(batch=batch, table=part, tiles=names, counts=counts, ends=not waiting)
+    def _take(self) -> _Group | None:
+        """The next patches, their tiles claimed; waits while there is no room. None when there is nothing more to do."""
+        with self._turn:
+            while not self._stopped:
+                if self._line and self._line[-1].cuts:
+                    group = self._claim(self._line[-1])
+                    if group is not None:
+                        return group
+                elif self._all_begun:
+                    return None
+                elif self._ring.free:
+                    making = next(self._coming, None)
+                    self._all_begun = making is None
+                    if making is not None:
+                        self._line.append(making)
+                    self._tell()
+                    continue
+                self._room.wait()
+        return None
 
-    def _launch(self, step: _Step, missing: list[int]) -> None:
-        """Have the missing tiles decoded, and the patches cut when the last of them is there."""
-        if step.batch.buffers is None:
-            step.batch.buffers = self._ring.lend()
-        count = -(-len(missing) // _UNIT)
-        for index in range(count):
-            part = missing[index * len(missing) // count : (index + 1) * len(missing) // count]
-            unit: Unit = Future()
-            self._pool.began(part, unit)
-            self._threads.submit(_settle, unit, partial(self._decode, part))
-        first = [tile for tile in missing if self._fresh[tile]]
-        self._timings.count("needed", self._bytes(first))
-        for tile in first:
-            self._fresh[tile] = False
-        cut = partial(_settle, step.done, partial(self._cut, step))
-        units = self._pool.waits_for(step.tiles)
-        if units:
-            _after(units, cut, step.done)
-        else:
-            self._threads.submit(cut)
+    def _claim(self, batch: _Making) -> _Group | None:
+        """Patches until enough tiles are missing for one thread; None where not even one finds room."""
+        cuts: list[Cut] = []
+        tiles: list[list[int]] = []
+        missing: list[int] = []
+        pixels = 0
+        while batch.cuts and len(missing) < _TILES and pixels < _PIXELS:
+            cut = batch.cuts[0]
+            names = cut.tiles(self._grid.columns)
+            fresh = self._pool.claim(names)
+            if fresh is None:
+                break
+            cuts.append(batch.cuts.popleft())
+            tiles.append(names)
+            missing += fresh
+            pixels += (cut.bottom - cut.top) * (cut.right - cut.left)
+        if not cuts:
+            return None
+        batch.groups += 1
+        return _Group(batch=batch, cuts=tuple(cuts), tiles=tuple(tiles), missing=missing)
 
-    def _bytes(self, tiles: Sequence[int]) -> int:
-        """Decoded, what of them lies in the level."""
-        grid, pixels = self._grid, 0
-        high, wide = grid.tile_height, grid.tile_width
-        for tile in tiles:
-            row, column = divmod(tile, grid.columns)
-            pixels += min(high, grid.height - row * high) * min(wide, grid.width - column * wide)
-        return pixels * self._pixel_bytes
+    def _wait_for_others(self, group: _Group) -> None:
+        """What this thread had to decode is there; what it shares with others may not be."""
+        decoding = self._pool.decoding
+        with self._turn:
+            decoding.difference_update(group.missing)
+            self._room.notify_all()
+            while not self._stopped and not all(decoding.isdisjoint(names) for names in group.tiles):
+                self._room.wait()
+
+    def _put_back(self, group: _Group, dropped: list[Dropped]) -> None:
+        with self._turn:
+            for names in group.tiles:
+                self._pool.release(names)
+            group.batch.dropped += dropped
+            group.batch.groups -= 1
+            self._room.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake the consumer where the next batch is made, or the others where there is none any more."""
+        if self._all_begun:
+            self._room.notify_all()
+        if (self._line and self._line[0].made) or (self._all_begun and not self._line):
+            self._made.notify_all()
 
     def _decode(self, tiles: list[int]) -> None:
         pool, columns = self._pool, self._grid.columns
@@ -225,63 +279,46 @@ class _Feed:
             for place, slot, mask in zip(places, slots, masks, strict=True):
                 window = self._grid.window(*place)
                 pool.whole[slot] = bool(mask[: window.height, : window.width].all())
-        pool.decoded(tiles)
+        first = [tile for tile in tiles if self._fresh[tile]]
+        for tile in first:
+            self._fresh[tile] = False
+        self._timings.count("needed", self._bytes(first))
         self._timings.count("decoded", self._bytes(tiles))
 
-    def _cut(self, step: _Step) -> None:
-        batch = step.batch
-        assert batch.buffers is not None
-        batch.dropped.extend(self._cutter.cut(step.table, batch.buffers, says_valid=batch.says_valid))
-        self._pool.release(step.tiles, step.counts)
+    def _bytes(self, tiles: Sequence[int]) -> int:
+        """Decoded, what of them lies in the level."""
+        grid, pixels = self._grid, 0
+        high, wide = grid.tile_height, grid.tile_width
+        for tile in tiles:
+            row, column = divmod(tile, grid.columns)
+            pixels += min(high, grid.height - row * high) * min(wide, grid.width - column * wide)
+        return pixels * self._pixel_bytes
 
-    def _retire(self, step: _Step) -> Iterator[Batch]:
-        """Wait for a step; the batch it ends is the consumer's until it comes back."""
-        with self._timings.stage("read"):
-            step.done.result()
-        if not step.ends:
-            return
-        making, buffers = step.batch, step.batch.buffers
-        assert buffers is not None
-        fill = np.asarray(self._settings.fill).astype(buffers.pixels.dtype)
-        kept = ~np.isin(making.rows, [drop.row for drop in making.dropped])
-        buffers.pixels[: len(kept)][~kept] = fill
-        buffers.pixels[len(kept) :] = fill
-        yield Batch(
+    def _next_made(self) -> _Making | None:
+        """The oldest batch once it is made; None after the last, or after an error."""
+        with self._timings.stage("read"), self._turn:
+            while not self._stopped:
+                if self._line and self._line[0].made:
+                    return self._line.popleft()
+                if self._all_begun and not self._line:
+                    return None
+                self._made.wait()
+        return None
+
+    def _finish(self, making: _Making) -> Batch:
+        pixels = making.buffers.pixels
+        fill = np.asarray(self._settings.fill).astype(pixels.dtype)
+        kept = np.ones(len(making.rows), np.bool_)
+        if making.dropped:
+            kept = ~np.isin(making.rows, [drop.row for drop in making.dropped])
+            pixels[: len(kept)][~kept] = fill
+        pixels[len(kept) :] = fill
+        return Batch(
             block=making.block,
             rows=making.rows[kept],
             places=np.flatnonzero(kept),
-            pixels=buffers.pixels,
-            valid=buffers.valid if making.says_valid else None,
+            pixels=pixels,
+            valid=making.buffers.valid if making.says_valid else None,
             dropped=tuple(sorted(making.dropped, key=lambda drop: drop.row)),
             last=making.last,
         )
-        self._ring.give_back([buffers])
-
-
-def _settle(done: Future[None], work: Callable[[], None]) -> None:
-    """Do `work`, and tell whoever waits for `done` how it ended."""
-    try:
-        work()
-    except BaseException as error:  # noqa: BLE001  raised where it is waited for
-        done.set_exception(error)
-    else:
-        done.set_result(None)
-
-
-def _after(units: set[Unit], then: Callable[[], None], failed: Future[None]) -> None:
-    """When the last unit is done, its thread does `then` at once, its tiles being hot; `failed` gets the error of one that is not."""
-    lock, left = threading.Lock(), len(units)
-
-    def arrived(unit: Unit) -> None:
-        nonlocal left
-        error = unit.exception()
-        with lock:
-            left -= 1
-            ready = left == 0
-            if error is not None and not failed.done():
-                failed.set_exception(error)
-        if ready and not failed.done():
-            then()
-
-    for unit in units:
-        unit.add_done_callback(arrived)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 
 from patchdrive.readers.tiles import TileGrid, Torn
 
-Unit = Future[None]
-"""One call that decodes several tiles."""
-
-TILE_BYTES = 12
+TILE_BYTES = 9
 """Of bookkeeping for every tile of the level."""
 _NONE = -1
 
@@ -24,7 +21,7 @@ class TilePool:
     away first, while it is still in the processor's cache. Where none is free, the least recently used tile that nobody holds makes
     room, and is decoded again when it is needed again.
 
-    A tile is named by row * columns + column. Every method may be called from any thread.
+    A tile is named by row * columns + column. Whoever calls a method holds the caller's own lock.
     """
 
     def __init__(
@@ -41,7 +38,6 @@ class TilePool:
             uses: (rows, columns) how many patches need each tile, all blocks counted.
         """
         capacity = min(capacity, max(1, int(np.count_nonzero(uses))))
-        self.capacity = capacity
         self.pixels: NDArray[Any] = np.empty((capacity, grid.tile_height, grid.tile_width, channels), dtype)
         """(slot, tile height, tile width, channel)."""
         self.valid = np.empty(self.pixels.shape[:3], np.bool_) if masked else None
@@ -52,70 +48,50 @@ class TilePool:
         """Per tile that is torn: what of it could not be decoded."""
         self.slots = np.full(uses.shape, _NONE, np.int32)
         """(rows, columns) slot of each tile; -1 where it has none."""
-        self._lock = threading.Lock()
-        self._slot = self.slots.reshape(-1)
-        self._left = uses.reshape(-1).copy()
-        self._holders = np.zeros(uses.size, np.int32)
-        self._tile = np.full(capacity, _NONE, np.int64)
-        self._used = np.zeros(capacity, np.int64)
-        self._clock = 0
+        self.decoding: set[int] = set()
+        """Tiles that have a slot, and whose pixels are not there yet."""
+        self._places = self.slots.reshape(-1)
+        self._left = np.ascontiguousarray(uses).reshape(-1).copy().data
+        self._slot: OrderedDict[int, int] = OrderedDict()  # least recently used first
         self._free = list(range(capacity - 1, -1, -1))
-        self._running: dict[int, Unit] = {}
+        self._holders: dict[int, int] = {}
 
-    def claim(self, tiles: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Hold different `tiles` until they are released.
+    def claim(self, tiles: Sequence[int]) -> list[int] | None:
+        """Hold the different `tiles` of one patch until they are released.
 
         Returns:
-            Those that nobody has decoded yet, for the caller to have decoded; None where there is no room for them now.
+            Those that the caller has to decode: nobody else has, or will. None where there is no room for them now.
         """
-        with self._lock:
-            missing: NDArray[np.int64] = tiles[self._slot[tiles] == _NONE]
-            self._holders[tiles] += 1
-            if len(missing) > len(self._free) and not self._evict(len(missing) - len(self._free)):
-                self._holders[tiles] -= 1
+        slot, holders = self._slot, self._holders
+        missing = [tile for tile in tiles if tile not in slot]
+        if len(missing) > len(self._free):
+            idle = sum(tile in slot and tile not in holders for tile in tiles)
+            if len(missing) > len(self._free) + len(slot) - len(holders) - idle:
                 return None
-            slots = [self._free.pop() for _ in range(len(missing))]
-            self._slot[missing], self._tile[slots] = slots, missing
-            self._clock += 1
-            self._used[self._slot[tiles]] = self._clock
-            return missing
-
-    def release(self, tiles: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Give back what was claimed; `counts` patches were cut from each."""
-        with self._lock:
-            self._holders[tiles] -= 1
-            self._left[tiles] -= counts
-            self._forget(tiles[(self._left[tiles] == 0) & (self._holders[tiles] == 0)])
-
-    def began(self, tiles: list[int], unit: Unit) -> None:
-        """Remember which call decodes `tiles`."""
-        self._running.update(dict.fromkeys(tiles, unit))
-
-    def decoded(self, tiles: list[int]) -> None:
-        """`tiles` are there: nobody need wait for them."""
         for tile in tiles:
-            del self._running[tile]
+            holders[tile] = holders.get(tile, 0) + 1
+            if tile in slot:
+                slot.move_to_end(tile)
+        for tile in missing:
+            if not self._free:
+                self._forget(next(old for old in slot if old not in holders))
+            slot[tile] = self._places[tile] = self._free.pop()
+        self.decoding.update(missing)
+        return missing
 
-    def waits_for(self, tiles: NDArray[np.int64]) -> set[Unit]:
-        """The calls that still decode some of the claimed `tiles`."""
-        running = self._running
-        return {unit for tile in tiles.tolist() if (unit := running.get(tile)) is not None}
+    def release(self, tiles: Sequence[int]) -> None:
+        """Give back what was claimed for one patch, which is cut."""
+        holders, left = self._holders, self._left
+        for tile in tiles:
+            left[tile] -= 1
+            if holders[tile] > 1:
+                holders[tile] -= 1
+                continue
+            del holders[tile]
+            if left[tile] == 0:
+                self._forget(tile)
 
-    def _evict(self, count: int) -> bool:
-        """Make `count` slots free; False, and nothing done, where too few are not held."""
-        idle = np.flatnonzero((self._tile != _NONE) & (self._holders[self._tile] == 0))
-        if len(idle) < count:
-            return False
-        oldest = idle[np.argsort(self._used[idle], kind="stable")[:count]]
-        self._forget(self._tile[oldest])
-        return True
-
-    def _forget(self, tiles: NDArray[np.int64]) -> None:
-        if not len(tiles):
-            return
-        slots = self._slot[tiles]
-        self._slot[tiles], self._tile[slots] = _NONE, _NONE
-        self._free.extend(slots.tolist())
-        if self.torn:
-            for tile in tiles.tolist():
-                self.torn.pop(tile, None)
+    def _forget(self, tile: int) -> None:
+        self._free.append(self._slot.pop(tile))
+        self._places[tile] = _NONE
+        self.torn.pop(tile, None)

@@ -86,20 +86,6 @@ def tile_uses(tiles: Iterable[NDArray[np.int64]], grid: TileGrid) -> NDArray[np.
     return uses
 
 
-def touched(tiles: NDArray[np.int64], columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Names (row * `columns` + column, ascending) of the tiles that some patch needs, and how many patches need each.
-
-    Args:
-        tiles: (n, 4) as `tiles_of` gives them.
-        columns: of the grid.
-    """
-    heights, widths = tiles[:, 2] - tiles[:, 0], tiles[:, 3] - tiles[:, 1]
-    down, across = np.arange(heights.max(initial=0))[:, None], np.arange(widths.max(initial=0))
-    names = (tiles[:, 0, None, None] + down) * columns + tiles[:, 1, None, None] + across
-    inside = (down < heights[:, None, None]) & (across < widths[:, None, None])
-    return np.unique(names[inside], return_counts=True)
-
-
 def tile_pixels(used: NDArray[np.bool_], grid: TileGrid) -> int:
     """Level pixels in the tiles that are True in `used`, (rows, columns)."""
     heights = np.minimum(grid.tile_height, grid.height - np.arange(grid.rows) * grid.tile_height)

@@ -8,10 +8,11 @@ import torch
 
 from patchdrive.models.types import ModelSpec
 from patchdrive.pipeline.budget import Needs, allot, cores, host_limit
-from patchdrive.pipeline.feed import FeedSettings
+from patchdrive.pipeline.feed import FeedSettings, batches_ahead
 from patchdrive.pipeline.glance import View, layout_of, pick_channels
 from patchdrive.pipeline.infer import pick_device
 from patchdrive.pipeline.plan import Plan
+from patchdrive.pipeline.pool import TILE_BYTES
 from patchdrive.pipeline.reads import read_frame
 from patchdrive.pipeline.settings import Blend, RunSettings
 from patchdrive.pipeline.stitch import default_blend
@@ -50,13 +51,22 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
     layout = layout_of(spec, settings)
     fixed = view.saliency.map.nbytes + view.saliency.mask.nbytes + len(plan) * _PLAN_ROW_BYTES
     grid = tile_decoder(image, frame.level.index).grid(level=frame.level.index)
-    needs = Needs(frame=frame, grid=grid, spec=spec, channels=len(channels), dtype=image.dtype, fixed=fixed)
+    workers = settings.workers or cores()
+    needs = Needs(
+        frame=frame,
+        grid=grid,
+        spec=spec,
+        channels=len(channels),
+        dtype=image.dtype,
+        batches=1 + batches_ahead(workers),
+        fixed=fixed + grid.rows * grid.columns * TILE_BYTES,
+    )
     allotment = allot(
         needs,
         settings.memory or host_limit() // 2,
         batch_size=settings.batch_size if recorded is None else recorded.batch_size,
         edge=None if recorded is None else recorded.edge,
-        workers=settings.workers or cores(),
+        workers=workers,
     )
     return Work(
         feed=FeedSettings(

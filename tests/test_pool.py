@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -34,24 +32,22 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(tiles=st.lists(st.integers(0, 23), min_size=1, max_size=7, unique=True))
     def claim(self, tiles):
         held = set().union(*self.claims)
-        missing = self.pool.claim(np.array(tiles))
+        missing = self.pool.claim(tiles)
         assert (missing is None) == (len(held.union(tiles)) > 7)
         if missing is None:
             return
-        unit = Future()
-        self.pool.began(missing.tolist(), unit)
-        assert self.pool.waits_for(np.array(tiles)) == ({unit} if len(missing) else set())
-        for tile in missing.tolist():
+        assert held.isdisjoint(missing)
+        assert self.pool.decoding == set(missing)
+        for tile in missing:
             assert self.content.get(self.slot(tile)) not in held
             self.content[self.slot(tile)] = tile
-        self.pool.decoded(missing.tolist())
+        self.pool.decoding.clear()
         self.claims.append(tiles)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def release(self, data):
-        tiles = self.claims.pop(data.draw(st.integers(0, len(self.claims) - 1)))
-        self.pool.release(np.array(tiles), np.ones(len(tiles), np.int64))
+        self.pool.release(self.claims.pop(data.draw(st.integers(0, len(self.claims) - 1))))
 
     @invariant()
     def what_is_claimed_stays(self):
@@ -67,17 +63,16 @@ def test_a_tile_nobody_needs_any_more_gives_its_slot_away_first():
     uses = np.zeros((GRID.rows, GRID.columns), np.int32)
     uses[0, :4] = [2, 1, 2, 1]
     pool = pool_of(3, uses)
-    once = np.ones(2, np.int64)
-    assert pool.claim(np.array([0, 1])).tolist() == [0, 1]
+    assert pool.claim([0, 1]) == [0, 1]
     second = pool.slots[0, 1]
-    pool.release(np.array([0, 1]), once)
-    assert pool.claim(np.array([2, 3])).tolist() == [2, 3]
+    pool.release([0, 1])
+    assert pool.claim([2, 3]) == [2, 3]
     assert second in pool.slots[0, 2:4], "the freshest free slot"
-    pool.release(np.array([2, 3]), once)
-    assert pool.claim(np.array([0, 2])).tolist() == [], "both are needed once more, and still there"
+    pool.release([2, 3])
+    assert pool.claim([0, 2]) == [], "both are needed once more, and still there"
 
 
 def test_there_is_never_more_room_than_the_plan_can_use():
     uses = np.zeros((GRID.rows, GRID.columns), np.int32)
     uses[1, 2:5] = 1
-    assert pool_of(1000, uses).capacity == 3
+    assert len(pool_of(1000, uses).pixels) == 3
