@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from patchdrive.readers.raster import RasterImage, driver_of
 from patchdrive.readers.sidecars import changed_by
 from patchdrive.readers.slide import SlideImage
 from patchdrive.readers.tiff import TiffImage
-from patchdrive.readers.tiff_signs import TiffSigns, sniff_tiff
+from patchdrive.readers.tiff_signs import OpenedTiff, TiffSigns, sniff_tiff
 from patchdrive.readers.vrt import is_vrt
 
 PLUGINS = "patchdrive.readers"
@@ -61,6 +61,8 @@ class Choice:
     """The reason, for people."""
     path: Path
     """What it opens: the source, or the file of a slide's folder that stands for it."""
+    opened: OpenedTiff | None = field(default=None, repr=False, compare=False)
+    """What was read of a TIFF to choose, so that nobody reads it twice."""
 
 
 class Plugin(Protocol):
@@ -91,6 +93,8 @@ def open_image(source: str | Path, *, reader: str | None = None) -> Image:
     """
     if reader is None:
         choice = choose(source)
+        if choice.opened is not None:
+            return TiffImage(choice.path, opened=choice.opened)
         return _reader(choice.reader)(choice.path)
     return _reader(reader)(_local(source))
 
@@ -105,6 +109,8 @@ def choose(source: str | Path) -> Choice:
     if path.is_dir():
         return _choose_folder(path)
     head = _head(path)
+    if head.startswith(_TIFFS):
+        return _choose_tiff(path)
     found = _by_signature(path, head) or _by_plugin(path, head) or _by_library(path)
     if found is None:
         raise FormatError(f"{path}: no reader knows it; it begins with {_describe(head)}")
@@ -163,8 +169,6 @@ def _choose_folder(path: Path) -> Choice:
 
 def _by_signature(path: Path, head: bytes) -> tuple[str, str] | None:
     """(reader, why) by what the first bytes say; the suffix only tells an MRXS from the JPEG that it is by its bytes."""
-    if head.startswith(_TIFFS):
-        return _choose_tiff(path)
     if head[128:132] == b"DICM":
         return "slide", "is DICOM: OpenSlide finds the levels in the other files of the series"
     if path.suffix.lower() == ".mrxs":
@@ -176,12 +180,17 @@ def _by_signature(path: Path, head: bytes) -> tuple[str, str] | None:
     return next((("raster", f"is {name}") for magic, name in _RASTERS if head.startswith(magic)), None)
 
 
-def _choose_tiff(path: Path) -> tuple[str, str]:
-    """The fastest reader that gives the same pixels, levels, frame and validity: our own decoder but for what it would miss."""
+def _choose_tiff(path: Path) -> Choice:
     try:
         signs = sniff_tiff(path)
     except FormatError as error:
         raise FormatError(f"{path}: a damaged TIFF: {error}") from error
+    name, why = _by_signs(path, signs)
+    return Choice(reader=name, why=why, path=path, opened=signs.opened if name == "tiff" else None)
+
+
+def _by_signs(path: Path, signs: TiffSigns) -> tuple[str, str]:
+    """The fastest reader that gives the same pixels, levels, frame and validity: our own decoder but for what it would miss."""
     kind = "georeferenced TIFF" if signs.georeferenced else "TIFF"
     if signs.refusal:
         vendor = None if signs.georeferenced else OpenSlide.detect_format(path)
@@ -190,7 +199,7 @@ def _choose_tiff(path: Path) -> tuple[str, str]:
         return "raster", f"is a {kind} for GDAL: {signs.refusal}"
     missed = signs.otherwise
     if not missed and (signs.georeferenced or signs.dialect == "generic"):
-        missed = changed_by(path, framed=signs.framed, overviewed=signs.levels > 1)
+        missed = changed_by(path, framed=signs.framed, overviewed=signs.opened is not None and len(signs.opened.pyramid.levels) > 1)
     missed = missed or _slow_strips(signs)
     if missed:
         return "raster", f"is a {kind} for GDAL: {missed}"

@@ -10,7 +10,6 @@ Not here: vendors whose tiles do not lie on a grid (reader "slide").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,43 +19,20 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from patchdrive.readers.errors import FormatError, ReadError
+from patchdrive.readers.errors import ReadError
 from patchdrive.readers.geometry import Level, Window
 from patchdrive.readers.georeference import Georeference, read_georeference
 from patchdrive.readers.identity import file_identity
 from patchdrive.readers.pixels import check_out, is_alpha, mask_of, spread_squares
 from patchdrive.readers.tiff_associated import AssociatedImages
-from patchdrive.readers.tiff_file import map_file
 from patchdrive.readers.tiff_gaps import has_gaps, where_stored
-from patchdrive.readers.tiff_index import Directory, walk
 from patchdrive.readers.tiff_pyramid import TiffPyramid
-from patchdrive.readers.tiff_signs import described, georeferenced, whole_pyramid
+from patchdrive.readers.tiff_signs import OpenedTiff, described, georeferenced, open_tiff
 from patchdrive.readers.tiff_window import StoredPlane, decode_stored, read_plane
 from patchdrive.readers.tiles import TileGrid, Torn
 
 _Validity = Literal["everywhere", "mask", "alpha", "nodata", "gaps"]
 """What decides it, NaN besides."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Opened:
-    """A mapped file and what its directories say."""
-
-    data: memoryview
-    """The whole file."""
-    pyramid: TiffPyramid
-    """What it holds."""
-    first: Directory
-    """The directory that GDAL takes for the image."""
-
-
-def _open(source: str) -> _Opened:
-    try:
-        data = map_file(Path(source))
-        chain = tuple(walk(data))
-        return _Opened(data=memoryview(data), pyramid=whole_pyramid(chain), first=chain[0])
-    except FormatError as error:
-        raise FormatError(f"{source}: {error}") from error
 
 
 class TiffImage:
@@ -67,22 +43,26 @@ class TiffImage:
 
     reader = "tiff"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, opened: OpenedTiff | None = None) -> None:
         """Map the file and read its directories; no pixel is decoded.
+
+        Args:
+            path: the file.
+            opened: what has been read of it already; None to read it now.
 
         Raises:
             FormatError: not a TIFF this reader decodes; says which reader may, or what is damaged.
         """
         self.source = str(path)
-        self._opened = _open(self.source)
+        self._opened = opened or open_tiff(Path(path))
 
     def __getstate__(self) -> dict[str, str]:
         return {"source": self.source}
 
     @cached_property
-    def _opened(self) -> _Opened:
+    def _opened(self) -> OpenedTiff:
         # Reached only where an unpickled image is first used.
-        return _open(self.source)
+        return open_tiff(Path(self.source))
 
     @property
     def _pyramid(self) -> TiffPyramid:

@@ -30,6 +30,32 @@ _WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,20}\s*", re.ASCII)
 _NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf)\s*", re.IGNORECASE | re.ASCII)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenedTiff:
+    """A mapped file and what its directories say."""
+
+    data: memoryview
+    """The whole file."""
+    pyramid: TiffPyramid
+    """What it holds."""
+    first: Directory
+    """The directory that GDAL takes for the image."""
+
+
+def open_tiff(path: Path) -> OpenedTiff:
+    """Map a TIFF and read its directories.
+
+    Raises:
+        FormatError: see `whole_pyramid`.
+    """
+    try:
+        data = map_file(path)
+        chain = tuple(walk(data))
+        return OpenedTiff(data=memoryview(data), pyramid=whole_pyramid(chain), first=chain[0])
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiffSigns:
     """What a TIFF says of who should read it."""
@@ -50,8 +76,8 @@ class TiffSigns:
     """Decoded bytes of one strip; 0 where the pixels lie in tiles, or where they cannot be read."""
     strip_rows: int
     """Rows of one strip; 0 for tiles."""
-    levels: int
-    """How many levels `TiffImage` finds; 1 where it does not look further than the first directory, or refuses."""
+    opened: OpenedTiff | None
+    """All its directories; None where nobody looked further than the first, or `TiffImage` would refuse it."""
     refusal: str
     """Why `TiffImage` would refuse it, and what to do; empty where it would not."""
     otherwise: str
@@ -75,12 +101,13 @@ def sniff_tiff(path: Path) -> TiffSigns:
         FormatError: not a TIFF, or damaged before its first directory ends.
     """
     try:
-        directories = walk(map_file(path))
+        data = map_file(path)
+        directories = walk(data)
         first = next(directories)
         dialect = dialect_of(first)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
-    layout, pyramid, refusal, otherwise = None, None, "", ""
+    layout, opened, refusal, otherwise = None, None, "", ""
     if dialect in ELSEWHERE:
         refusal = ELSEWHERE[dialect]
     else:
@@ -88,8 +115,8 @@ def sniff_tiff(path: Path) -> TiffSigns:
             layout = tile_layout(first)
             if dialect in _LOOKED_THROUGH or georeferenced(first):
                 chain = (first, *directories)
-                pyramid = whole_pyramid(chain)
-                otherwise = _colours(first) or (_otherwise(chain, pyramid) if georeferenced(first) else "")
+                opened = OpenedTiff(data=memoryview(data), pyramid=whole_pyramid(chain), first=first)
+                otherwise = _colours(first) or (_otherwise(chain, opened.pyramid) if georeferenced(first) else "")
         except FormatError as error:
             refusal = str(error)
     striped = layout is not None and not layout.tiled
@@ -102,7 +129,7 @@ def sniff_tiff(path: Path) -> TiffSigns:
         complex_samples=any(kind in _COMPLEX for kind in first.integers(339)),
         strip_bytes=_tile_bytes(layout) if layout is not None and striped else 0,
         strip_rows=layout.tile_height if layout is not None and striped else 0,
-        levels=1 if pyramid is None else len(pyramid.levels),
+        opened=opened,
         refusal=refusal,
         otherwise=otherwise,
     )
