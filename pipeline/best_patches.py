@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,15 +72,16 @@ def _read_rows(image: Image, plan: Plan, rows: NDArray[np.int64], spec: ModelSpe
     block = Block(index=0, rows=rows, owned=rows, window=None)
     read: list[int] = []
     pixels, valid = [], []
-    for batch in feed(image, plan, (block,), settings, Timings()):
-        kept = batch.pixels[batch.places]
-        read += batch.rows.tolist()
-        pixels.append(kept.reshape(-1, plan.side, len(channels)))
-        valid.append(
-            np.ones(kept.shape[:3], np.bool_).reshape(-1, plan.side)
-            if batch.valid is None
-            else batch.valid[batch.places].reshape(-1, plan.side)
-        )
+    with closing(feed(image, plan, (block,), settings, Timings())) as batches:
+        for batch in batches:
+            kept = batch.pixels[batch.places]
+            read += batch.rows.tolist()
+            pixels.append(kept.reshape(-1, plan.side, len(channels)))
+            valid.append(
+                np.ones(kept.shape[:3], np.bool_).reshape(-1, plan.side)
+                if batch.valid is None
+                else batch.valid[batch.places].reshape(-1, plan.side)
+            )
     if not read:
         return []
     # One tall picture, so that all patches of the round share one stretch; patches made by area means of bytes are bytes to the eye.

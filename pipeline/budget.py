@@ -86,6 +86,8 @@ class Needs:
     """What the model eats and gives."""
     channels: int
     """Image channels read."""
+    stored: int
+    """Image channels there are: a tile is decoded whole where not all are wanted."""
     dtype: np.dtype[np.generic]
     """Of the stored pixels."""
     batches: int
@@ -108,7 +110,11 @@ class Needs:
         frame = self.frame
         rows, columns = min(frame.side * frame.step_y + 2, frame.level.height), min(frame.side * frame.step_x + 2, frame.level.width)
         pixels = int(max(rows, frame.side)) * int(max(columns, frame.side))
-        return pixels * (self.channels * (self.dtype.itemsize + (0 if frame.exact else 8)) + 2) + self.slot_bytes()
+        return pixels * (self.channels * (self.dtype.itemsize + (0 if frame.exact else 8)) + 2) + self.slot_bytes() + self.scratch_bytes()
+
+    def scratch_bytes(self) -> int:
+        """One tile of all channels, while it is decoded."""
+        return self.grid.tile_height * self.grid.tile_width * self.stored * self.dtype.itemsize
 
     def slot_bytes(self) -> int:
         """One decoded tile."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +186,13 @@ def _hits(image: Image, model: PatchDrive, plan: Plan) -> NDArray[np.float64]:
         workers=2,
     )
     taken = [np.zeros((0, 2))]
-    for value in infer(model.encoder, feed(image, plan, feature_blocks(plan), settings, timings), torch.device("cpu"), timings):
-        if value.outputs:
-            with torch.inference_mode():
-                (vectors,) = value.outputs.values()
-                evidence = torch.sigmoid(model.evidence(torch.from_numpy(vectors)))[:, 0].numpy()
-            taken.append(plan.centres[value.batch.rows[evidence >= 0.5]])
+    with closing(feed(image, plan, feature_blocks(plan), settings, timings)) as batches:
+        for value in infer(model.encoder, batches, torch.device("cpu"), timings):
+            if value.outputs:
+                with torch.inference_mode():
+                    (vectors,) = value.outputs.values()
+                    evidence = torch.sigmoid(model.evidence(torch.from_numpy(vectors)))[:, 0].numpy()
+                taken.append(plan.centres[value.batch.rows[evidence >= 0.5]])
     return np.concatenate(taken)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -54,8 +54,10 @@ def batches_ahead(workers: int) -> int:
     return 2 + workers // 4
 
 
-def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> Iterator[Batch]:
+def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> Generator[Batch, None, None]:
     """Batches of every block in turn, made ahead of the consumer. A batch is the consumer's until it asks for the next.
+
+    Its threads end with it: who may stop early, or fail, closes it (`contextlib.closing`).
 
     Raises:
         Whatever reading raises, except ReadError: its rows come back as failed, with the reason.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,15 +52,15 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, timi
     )
     device = pick_device(settings.device)
     blocks = map_blocks(plan, edge=_EDGE_CELLS * stride, halo=spec.halo)
-    batches = feed(view.image, plan, blocks, feed_settings, timings)
-    for finished in stitch(infer(model.glance, batches, device, timings), plan, spec, "box", timings):
-        window = finished.block.window
-        assert window is not None
-        for name, part in finished.maps.items():
-            height, width = part.valid.shape
-            area = (slice(window.y // stride, window.y // stride + height), slice(window.x // stride, window.x // stride + width))
-            held[name][:, *area] = part.values
-            seen[area] = part.valid
+    with closing(feed(view.image, plan, blocks, feed_settings, timings)) as batches:
+        for finished in stitch(infer(model.glance, batches, device, timings), plan, spec, "box", timings):
+            window = finished.block.window
+            assert window is not None
+            for name, part in finished.maps.items():
+                height, width = part.valid.shape
+                area = (slice(window.y // stride, window.y // stride + height), slice(window.x // stride, window.x // stride + width))
+                held[name][:, *area] = part.values
+                seen[area] = part.valid
     seen &= _worth(view, cells)
     return (
         Glance(

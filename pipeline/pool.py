@@ -61,7 +61,12 @@ class TilePool:
 
         Returns:
             Those that the caller has to decode: nobody else has, or will. None where there is no room for them now.
+
+        Raises:
+            ValueError: there never will be: one patch needs more tiles than there are slots.
         """
+        if len(tiles) > len(self.pixels):
+            raise ValueError(f"a patch needs {len(tiles)} tiles at once, the pool has {len(self.pixels)} slots")
         slot, holders = self._slot, self._holders
         missing = [tile for tile in tiles if tile not in slot]
         if len(missing) > len(self._free):

@@ -51,8 +51,9 @@ class ReadFrame:
 
     def tiles_per_patch(self, grid: TileGrid) -> int:
         """The most tiles of `grid` one patch can touch."""
-        rows = math.ceil(self.side * self.step_y / grid.tile_height) + 1
-        columns = math.ceil(self.side * self.step_x / grid.tile_width) + 1
+        # Enlarged pixels are made of one source pixel more on each side, and float noise may touch another.
+        rows = math.ceil((self.side * self.step_y + 3) / grid.tile_height) + 1
+        columns = math.ceil((self.side * self.step_x + 3) / grid.tile_width) + 1
         return min(rows, grid.rows) * min(columns, grid.columns)
 
 

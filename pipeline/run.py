@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,13 @@ def run(
             work = prepare(view, encoder.spec, answer, settings, result.sizes())
             round_ = result.begin_round(answer, view.frame(answer.grid), work.sizes)
             watcher.began(len(answer), sum(len(block.owned) for block in round_.todo))
-            batches = feed(image, answer, round_.todo, work.feed, timings)
-            for block in stitch(infer(encoder, batches, work.device, timings), answer, encoder.spec, work.blend, timings):
-                with timings.stage("write"):
-                    result.commit(block)
-                watcher.committed(len(block.block.owned))
-                if watcher.wants_stop():
-                    return measure(result, image, timings, coverage=coverage(plans, view.saliency), partial=True)
+            with closing(feed(image, answer, round_.todo, work.feed, timings)) as batches:
+                for block in stitch(infer(encoder, batches, work.device, timings), answer, encoder.spec, work.blend, timings):
+                    with timings.stage("write"):
+                        result.commit(block)
+                    watcher.committed(len(block.block.owned))
+                    if watcher.wants_stop():
+                        return measure(result, image, timings, coverage=coverage(plans, view.saliency), partial=True)
             answer = step(drive, result.features(answer))
         if answer is not None:
             result.put_outcome(answer, view)

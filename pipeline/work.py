@@ -57,6 +57,7 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
         grid=grid,
         spec=spec,
         channels=len(channels),
+        stored=len(image.channels),
         dtype=image.dtype,
         batches=1 + batches_ahead(workers),
         fixed=fixed + grid.rows * grid.columns * TILE_BYTES,

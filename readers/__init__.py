@@ -6,6 +6,7 @@ from patchdrive.readers.image import Image
 from patchdrive.readers.lazy import lazy
 from patchdrive.readers.memory import MemoryImage
 from patchdrive.readers.open import Choice, choose, open_image
+from patchdrive.readers.tiles import read_level
 
 __all__ = [
     "Choice",
@@ -20,4 +21,5 @@ __all__ = [
     "choose",
     "lazy",
     "open_image",
+    "read_level",
 ]

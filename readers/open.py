@@ -200,7 +200,9 @@ def _by_signs(path: Path, signs: TiffSigns) -> tuple[str, str]:
     missed = signs.otherwise
     if not missed and (signs.georeferenced or signs.dialect == "generic"):
         missed = changed_by(path, framed=signs.framed, overviewed=signs.opened is not None and len(signs.opened.pyramid.levels) > 1)
-    missed = missed or _slow_strips(signs)
+    # OME and scanners say channels, planes and pixel size in words that GDAL does not read; so may resolution tags.
+    told = signs.dialect != "generic" or (signs.opened is not None and signs.opened.pyramid.mpp is not None and not signs.georeferenced)
+    missed = missed or ("" if told else _slow_strips(signs))
     if missed:
         return "raster", f"is a {kind} for GDAL: {missed}"
     stored = f"{'tiled' if signs.tiled else 'striped'} {kind} ({signs.dialect})"

@@ -213,10 +213,9 @@ class TiffImage:
     def _named(self) -> Georeference:
         """The channels and their opacity, which its values have confirmed; for a georeferenced file the frame too."""
         opened = self._opened
-        if described(opened.first):
-            named = read_georeference(Path(self.source), opened.first)
-        else:
-            names = opened.pyramid.channels
+        names = opened.pyramid.channels
+        named = read_georeference(Path(self.source), opened.first) if described(opened.first) else None
+        if named is None or len(named.channels) != len(names):  # GDAL's image is the first directory, which may be another
             alpha = names.index("alpha") if "alpha" in names else None
             named = Georeference(transform=None, crs=None, channels=names, alpha=alpha, properties={})
         if named.alpha is None:

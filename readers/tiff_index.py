@@ -22,7 +22,9 @@ from patchdrive.readers.errors import FormatError
 Bytes = bytes | mmap.mmap
 
 MAX_DIRECTORIES = 4096
+MAX_SUB_DIRECTORIES = 64
 MAX_ENTRIES = 1024
+MAX_TEXT = 64 * 2**20
 _CLASSIC, _BIG = 42, 43
 _RATIONALS = (5, 10)
 _SUB_IFDS = 330
@@ -141,8 +143,14 @@ class Directory:
         return None if values is None else (int(values[0, 0]), int(values[0, 1]))
 
     def raw(self, tag: int) -> bytes:
-        """A tag's bytes as stored; empty where absent."""
+        """A tag's bytes as stored; empty where absent.
+
+        Raises:
+            FormatError: more than any text, table or profile has.
+        """
         values = self.values(tag)
+        if values is not None and values.nbytes > MAX_TEXT:
+            raise FormatError(f"tag {tag} holds {values.nbytes} bytes, more than the {MAX_TEXT} that are read: the directory is damaged")
         return b"" if values is None else values.tobytes()
 
     def text(self, tag: int) -> str:
@@ -181,8 +189,8 @@ def sub_directories(directory: Directory) -> tuple[Directory, ...]:
         FormatError: one lies outside the file, or there are too many.
     """
     offsets = directory.integers(_SUB_IFDS)
-    if len(offsets) > MAX_DIRECTORIES:
-        raise FormatError(f"{len(offsets)} SubIFDs, more than {MAX_DIRECTORIES}: the directory is damaged")
+    if len(offsets) > MAX_SUB_DIRECTORIES or len(set(offsets)) < len(offsets):
+        raise FormatError(f"{len(offsets)} SubIFDs, more than {MAX_SUB_DIRECTORIES} or some twice: the directory is damaged")
     _, big, _ = _header(directory.data)
     return tuple(_directory(directory.data, directory.order, offset, big=big)[0] for offset in offsets if offset)
 

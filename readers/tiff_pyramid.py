@@ -22,7 +22,7 @@ from patchdrive.readers.tiff_dialects import (
     pixel_size_of,
     properties_of,
 )
-from patchdrive.readers.tiff_index import Directory, sub_directories
+from patchdrive.readers.tiff_index import MAX_DIRECTORIES, Directory, sub_directories
 from patchdrive.readers.tiff_ome import OmeImage, parse_ome
 from patchdrive.readers.tiff_padding import crop, crop_all, unpadded, whole_tiles
 from patchdrive.readers.tiff_philips import Base64Jpeg, PhilipsSlide, level_factors, parse_philips
@@ -129,6 +129,8 @@ def _parts(chain: Sequence[Directory], dialect: Dialect) -> _Parts:
         raise FormatError("the channels of the OME image differ in size or type: they are no one image")
     claimed = {index for image in images for index in image.directories}
     others = [directory for index, directory in enumerate(chain) if index not in claimed and directory not in base]
+    if sum(len(directory.integers(_SUB_IFDS)) for directory in base) > MAX_DIRECTORIES:
+        raise FormatError(f"more than {MAX_DIRECTORIES} SubIFDs: the file is damaged")
     nested = tuple(sub_directories(directory) for directory in base)
     in_chain = [(directory,) for directory in others] if len(base) == 1 else []
     groups = list(zip(*nested, strict=False)) if _SUB_IFDS in base[0] else in_chain
@@ -172,10 +174,10 @@ def _ome_base(chain: Sequence[Directory], ome: OmeImage) -> tuple[Directory, ...
     wanted, left = divmod(ome.channels, max(samples, 1))
     if left or not wanted:
         raise FormatError(f"the OME-XML says {ome.channels} channels, its directory holds {samples} samples a pixel")
-    indices = ome.directories if len(ome.directories) >= wanted else tuple(range(first, first + wanted))
-    if max(indices[:wanted]) >= len(chain):
+    few = len(ome.directories) < wanted
+    if (few and first + wanted > len(chain)) or max(ome.directories[:wanted]) >= len(chain):
         raise FormatError(f"the OME-XML says {wanted} directories of channels, the file has {len(chain)} in all: it is cut short")
-    return tuple(chain[index] for index in indices[:wanted])
+    return tuple(chain[first : first + wanted]) if few else tuple(chain[index] for index in ome.directories[:wanted])
 
 
 def _reduced(base: Sequence[Directory], groups: Sequence[tuple[Directory, ...]], dialect: Dialect) -> tuple[tuple[TileLayout, ...], ...]:

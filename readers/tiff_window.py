@@ -85,7 +85,14 @@ def decode_stored(planes: Sequence[StoredPlane], row: int, column: int, out: NDA
         ReadError: it cannot be decoded.
     """
     for stored in planes:
-        target = out if stored.layout.tiled else out[: stored.layout.window(row, column).height]
+        layout = stored.layout
+        if (layout.tile_height, layout.tile_width) != out.shape[:2]:  # another channel's tiles may have another shape
+            high, wide = out.shape[:2]
+            y, x = row * high, column * wide
+            window = Window(y=y, x=x, height=min(high, layout.height - y), width=min(wide, layout.width - x))
+            read_plane(stored, window, out[: window.height, : window.width])
+            continue
+        target = out if layout.tiled else out[: layout.window(row, column).height]
         if stored.fills(out):
             stored.decode(row, column, target)
             continue

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from patchdrive.pipeline.feed import FeedSettings, feed
 from patchdrive.pipeline.plan import feature_blocks, map_blocks, ordered, target_grid
-from patchdrive.pipeline.reads import read_frame
+from patchdrive.pipeline.reads import read_frame, tile_pixels, tile_uses, tiles_of
 from patchdrive.pipeline.resample import resample, taps
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers import MemoryImage, Window
 from patchdrive.readers.errors import ReadError
+from patchdrive.readers.tiles import TileGrid
 
 
 def place(height: int, width: int) -> np.ndarray:
@@ -56,7 +62,7 @@ def some_plan(image, downsample, *, side=97, count=60, seed=0):
     return ordered(y, x, np.ones(count, np.float32), side, grid)
 
 
-@pytest.mark.parametrize("downsample", [1.0, 1.7, 4.0, 4.7])
+@pytest.mark.parametrize("downsample", [0.45, 1.0, 1.7, 4.0, 4.7])
 @pytest.mark.parametrize("nodata", [None, 0.0])
 def test_feed_equals_its_twin(downsample, nodata):
     pixels = place(800, 900)
@@ -77,6 +83,45 @@ def test_feed_equals_its_twin(downsample, nodata):
             assert not twin(image, plan, settings, drop.row)[1].any()
             seen.append(drop.row)
     assert sorted(seen) == list(range(len(plan)))
+
+
+@given(st.lists(st.tuples(*[st.integers(-60, 260)] * 2, *[st.integers(1, 120)] * 2), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_tiles_of_sources_are_those_their_windows_touch(boxes):
+    grid = TileGrid(height=190, width=230, tile_height=40, tile_width=64)
+    sources = np.array([(y, x, y + height, x + width) for y, x, height, width in boxes])
+    tiles, level = tiles_of(sources, grid), Window(y=0, x=0, height=190, width=230)
+    wanted = np.zeros((grid.rows, grid.columns), int)
+    for (y, x, height, width), (top, left, bottom, right) in zip(boxes, tiles.tolist(), strict=True):
+        inside = Window(y=y, x=x, height=height, width=width).intersect(level)
+        touched = [] if inside is None else grid.touched(inside)
+        assert [(row, column) for row in range(top, bottom) for column in range(left, right)] == touched
+        for tile in touched:
+            wanted[tile] += 1
+    np.testing.assert_array_equal(tile_uses([tiles], grid), wanted)
+    pixels = sum(grid.window(*tile).height * grid.window(*tile).width for tile in map(tuple, np.argwhere(wanted).tolist()))
+    assert tile_pixels(wanted > 0, grid) == pixels
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+@pytest.mark.parametrize("pool_bytes", [1, 100_000, 1 << 22])
+def test_no_row_is_lost_however_many_threads_share_however_little(workers, pool_bytes):
+    pixels = place(400, 500)
+    pixels[100:250, 50:300] = 0
+    image = MemoryImage([pixels], nodata=0.0, tile=16)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # every interleaving that there is
+    try:
+        for seed in range(6):
+            plan = some_plan(image, 1.0, side=64, count=80, seed=seed)
+            blocks = map_blocks(plan, edge=256, halo=0)
+            given_settings = settings_for(image, plan, workers=workers, pool_bytes=pool_bytes, batch_size=1 + seed)
+            rows = []
+            for batch in feed(image, plan, blocks, given_settings, Timings()):
+                rows += [*batch.rows.tolist(), *(drop.row for drop in batch.dropped)]
+            assert sorted(rows) == sorted(np.concatenate([block.rows for block in blocks]).tolist())
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_batches_do_not_depend_on_workers_or_memory():
@@ -189,3 +234,32 @@ def test_buffers_are_used_again():
     held = [batch.pixels.ctypes.data for batch in feed(image, plan, feature_blocks(plan), settings_for(image, plan), Timings())]
     assert len(held) == 13
     assert len(set(held)) <= 3
+
+
+@pytest.mark.parametrize("side", [97, 128, 255])
+def test_enlarging_needs_no_more_room_than_it_says(side):
+    image = MemoryImage([place(400, 400)], tile=128)
+    plan = some_plan(image, 0.5, side=side, count=40)
+    settings = settings_for(image, plan, pool_bytes=1, workers=1)
+    assert sum(len(batch.rows) + len(batch.dropped) for batch in feed(image, plan, feature_blocks(plan), settings, Timings())) == 40
+
+
+ENDS_BADLY = """
+import sys
+sys.path[:0] = {path!r}
+import numpy as np
+from test_feed import MemoryImage, Timings, feature_blocks, feed, place, settings_for, some_plan
+from contextlib import closing
+image = MemoryImage([place(500, 500)])
+plan = some_plan(image, 1.0)
+with closing(feed(image, plan, feature_blocks(plan), settings_for(image, plan), Timings())) as batches:
+    for batch in batches:
+        raise RuntimeError("the consumer's own")
+"""
+
+
+def test_an_error_of_the_consumer_ends_the_program():
+    script = ENDS_BADLY.format(path=[str(Path(__file__).parent)])
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "the consumer's own" in ended.stderr
