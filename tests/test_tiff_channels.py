@@ -84,3 +84,14 @@ def test_many_times_the_same_directory_is_refused(tmp_path):
         offsets.overwrite([offsets.value[0]] * 3)
     with pytest.raises(FormatError, match="some twice"):
         TiffImage(path)
+
+
+def test_names_that_gdal_has_of_another_directory_are_not_ours(tmp_path):
+    path = tmp_path / "a.tif"
+    names = '<GDALMetadata><Item name="DESCRIPTION" sample="0" role="description">small</Item></GDALMetadata>'
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(np.zeros((64, 64), np.uint8), tile=(32, 32), metadata=None, extratags=[(42112, 2, len(names) + 1, names, True)])
+        writer.write(np.zeros((128, 128, 3), np.uint8), tile=(32, 32), photometric="rgb", metadata=None)
+    image = TiffImage(path)
+    assert image.channels == ("red", "green", "blue")
+    assert image.read(image.levels[0].window).shape == (128, 128, 3)
