@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchdrive.models import load_model
+from patchdrive.pipeline import RunSettings, run
 from patchdrive.pipeline.feed import FeedSettings, feed
+from patchdrive.pipeline.glance import traits_of
 from patchdrive.pipeline.plan import feature_blocks, map_blocks, ordered, target_grid
 from patchdrive.pipeline.reads import read_frame, tile_pixels, tile_uses, tiles_of
 from patchdrive.pipeline.resample import resample, taps
@@ -263,3 +266,28 @@ def test_an_error_of_the_consumer_ends_the_program():
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "the consumer's own" in ended.stderr
+
+
+class Buggy:
+    """A model that raises at its second batch."""
+
+    def __init__(self):
+        self._model, self.calls = load_model("identity", traits_of(MemoryImage([place(64, 64)]))), 0
+        self.spec, self.digest = self._model.spec, self._model.digest
+
+    def to(self, device):
+        return self
+
+    def __call__(self, pixels):
+        self.calls += 1
+        if self.calls == 2:
+            raise RuntimeError("my model has a bug")
+        return self._model(pixels)
+
+
+def test_a_model_that_raises_leaves_no_thread(tmp_path):
+    image = MemoryImage([place(1500, 1500)])
+    settings = RunSettings(saliency="valid", patch_size=64, batch_size=4)
+    with pytest.raises(RuntimeError, match="my model has a bug"):
+        run(image, Buggy(), tmp_path / "a.zarr", settings=settings)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("patchdrive")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tracemalloc
 
 import numpy as np
@@ -11,6 +12,7 @@ import tifffile
 from patchdrive.readers import choose, open_image
 from patchdrive.readers.errors import FormatError
 from patchdrive.readers.tiff import TiffImage
+from patchdrive.readers.tiff_index import MAX_TEXT, Directory, Entry
 
 OME = (
     '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels '
@@ -95,3 +97,10 @@ def test_names_that_gdal_has_of_another_directory_are_not_ours(tmp_path):
     image = TiffImage(path)
     assert image.channels == ("red", "green", "blue")
     assert image.read(image.levels[0].window).shape == (128, 128, 3)
+
+
+def test_a_text_as_long_as_the_file_is_refused_for_nothing():
+    data = mmap.mmap(-1, MAX_TEXT + 64)
+    directory = Directory(data=data, order="<", offset=8, entries={270: Entry(type=2, count=MAX_TEXT + 1, offset=8)})
+    with pytest.raises(FormatError, match="more than the"):
+        directory.text(270)
