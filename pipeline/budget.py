@@ -138,7 +138,6 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
         memory: host bytes for them all.
         batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch within 2 Mpx.
         edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
-
         workers: threads wanted; fewer where the budget says so, which changes no answer.
 
     Raises:

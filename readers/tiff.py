@@ -165,8 +165,7 @@ class TiffImage:
 
     def grid(self, *, level: int) -> TileGrid:
         """See `DecodesTiles.grid`: the stored tiles."""
-        layout = self._pyramid.layouts[level][0]
-        return TileGrid(height=layout.height, width=layout.width, tile_height=layout.tile_height, tile_width=layout.tile_width)
+        return self._pyramid.layouts[level][0].grid
 
     def decode(
         self,

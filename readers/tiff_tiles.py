@@ -18,6 +18,7 @@ from patchdrive.readers.tiff_codec_bytes import BYTE_CODECS, FLOAT24, ByteCodec
 from patchdrive.readers.tiff_codec_headers import read_codestream
 from patchdrive.readers.tiff_codecs import APERIO_PHOTOMETRIC, CODECS, ELSEWHERE, LERC_INNER, YCBCR, Coding, jpeg_prefix
 from patchdrive.readers.tiff_index import Directory
+from patchdrive.readers.tiles import TileGrid
 
 MAX_TILE_BYTES = 256 * 2**20
 MAX_SAMPLES = 4096
@@ -73,6 +74,11 @@ class TileLayout:
         """(first byte, stored bytes) of one tile."""
         index = (plane * self.rows + row) * self.columns + column
         return int(self.offsets[index]), int(self.counts[index])
+
+    @property
+    def grid(self) -> TileGrid:
+        """Where its tiles lie."""
+        return TileGrid(height=self.height, width=self.width, tile_height=self.tile_height, tile_width=self.tile_width)
 
     def window(self, row: int, column: int) -> Window:
         """The pixels one stored tile decodes to; a last strip is cut short, a last tile overhangs."""

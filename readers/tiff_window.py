@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -111,7 +111,7 @@ def read_plane(stored: StoredPlane, window: Window, out: NDArray[Any]) -> None:
     """
     whole = stored.fills(out)
     scratch: NDArray[Any] | None = None
-    for row, column in _touched(stored.layout, window):
+    for row, column in stored.layout.grid.touched(window):
         tile = stored.layout.window(row, column)
         part = tile.intersect(window)
         assert part is not None
@@ -123,10 +123,3 @@ def read_plane(stored: StoredPlane, window: Window, out: NDArray[Any]) -> None:
             scratch = stored.scratch(tile.height)
         stored.decode(row, column, scratch)
         stored.take(scratch[part.within(tile)], target)
-
-
-def _touched(layout: TileLayout, window: Window) -> Iterator[tuple[int, int]]:
-    """(row, column) of the tiles that hold a pixel of `window`, row by row."""
-    for row in range(window.y // layout.tile_height, -(-window.y_end // layout.tile_height)):
-        for column in range(window.x // layout.tile_width, -(-window.x_end // layout.tile_width)):
-            yield row, column
