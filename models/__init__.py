@@ -1,8 +1,9 @@
 """Models: torch, no file formats. "Here are tensors."."""
 
-from patchdrive.models.load import load_model
+from patchdrive.models.load import load_model, load_models
 from patchdrive.models.program import load_program, save_program
 from patchdrive.models.segmenter import Segmenter, SegmenterConfig
+from patchdrive.models.together import Together, together
 from patchdrive.models.types import DriveModel, ImageTraits, ModelSpec, OutputSpec, PatchModel
 
 __all__ = [
@@ -13,7 +14,10 @@ __all__ = [
     "PatchModel",
     "Segmenter",
     "SegmenterConfig",
+    "Together",
     "load_model",
+    "load_models",
     "load_program",
     "save_program",
+    "together",
 ]

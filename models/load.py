@@ -21,7 +21,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from patchdrive.models.config import PatchDriveNetConfig
@@ -32,6 +32,7 @@ from patchdrive.models.program import load_program
 from patchdrive.models.quality import Quality
 from patchdrive.models.segmenter import load_segmenter
 from patchdrive.models.timm_encoder import load_timm
+from patchdrive.models.together import together
 from patchdrive.models.types import DriveModel, ImageTraits, PatchModel
 from patchdrive.models.weights import load_patchdrivenet
 from patchdrive.models.weights_file import read_description
@@ -83,6 +84,22 @@ def load_model(name: str, traits: ImageTraits | None = None) -> Model:
     if _FUNCTION.fullmatch(name):
         return _from_function(head, rest, traits)
     raise ModelError(f"no model is called {name!r}{_meant(head)}; there are {_KNOWN}")
+
+
+def load_models(names: Sequence[str], traits: ImageTraits | None = None, *, pixel_size: float | None = None) -> Model:
+    """The model that `names` stand for: several eat the same patches in one pass, see `patchdrive.models.together`.
+
+    Args:
+        names: as `load_model` takes them, one or more.
+        traits: as there.
+        pixel_size: the run's `--mpp` or `--gsd`, which settles it where the models were made for different ones.
+
+    Raises:
+        ModelError: as `load_model`; or they cannot eat the same patches.
+    """
+    if len(names) == 1:
+        return load_model(names[0], traits)
+    return together([load_model(name, traits) for name in names], pixel_size=pixel_size)
 
 
 def _meant(name: str) -> str:

@@ -64,7 +64,7 @@ class OutputSpec:
 class ModelSpec:
     """What a model eats and gives. Travels with the weights and into the store.
 
-    Outputs are one vector, or any number of maps that share a halo: a table is computed by rows and a map by area.
+    Outputs are vectors, or maps that share a halo, never both: a table is computed by rows and a map by area.
 
     Raises:
         ModelError: the fields contradict each other.
@@ -92,13 +92,23 @@ class ModelSpec:
     """Stored value that stands for pixels that are invalid or outside the image."""
     resampling: Literal["area", "nearest"] = "area"
     """How another pixel size is reached; `nearest` for label images."""
+    autocast: Literal["float16", "bfloat16"] | None = None
+    """Dtype to compute in on CUDA, by `torch.autocast`; None: what the weights are. The CPU computes in float32."""
+    channels_last: bool = False
+    """True where the network is faster on CUDA with pixels in that memory format."""
     outputs: tuple[OutputSpec, ...]
     """What it gives."""
 
     def __post_init__(self) -> None:
-        vectors = [output for output in self.outputs if output.kind == "vector"]
-        if not self.outputs or (vectors and len(self.outputs) > 1):
-            raise ModelError(f"{self.name}: outputs are one vector or any number of maps, got {[o.kind for o in self.outputs]}")
+        if not self.outputs or 0 < len(self.vectors) < len(self.outputs):
+            raise ModelError(
+                f"{self.name}: outputs are vectors or maps, not both (a table is computed by rows and a map by area), "
+                f"got {[f'{o.name}: {o.kind}' for o in self.outputs]}; run them into two OUTs"
+            )
+        if len({output.name for output in self.outputs}) < len(self.outputs):
+            raise ModelError(f"{self.name}: every output has a name of its own, got {[o.name for o in self.outputs]}")
+        if self.autocast not in {None, "float16", "bfloat16"}:
+            raise ModelError(f"{self.name}: autocast is float16, bfloat16 or None, got {self.autocast!r}")
         if len({output.halo for output in self.outputs}) > 1:
             raise ModelError(f"{self.name}: maps of one model share one halo, got {[o.halo for o in self.outputs]}")
         if (self.pixel_size is None) != (self.unit is None):
@@ -119,13 +129,26 @@ class ModelSpec:
         return self.outputs[0].halo
 
     @property
-    def vector(self) -> OutputSpec | None:
-        """Its vector output, or None for a map model."""
-        return self.outputs[0] if self.outputs[0].kind == "vector" else None
+    def vectors(self) -> tuple[OutputSpec, ...]:
+        """Its vector outputs: all of them, or none for a map model."""
+        return tuple(output for output in self.outputs if output.kind == "vector")
+
+    @property
+    def tables(self) -> Mapping[str, OutputSpec]:
+        """The vectors by the names of their feature tables: the model's name for one vector, their own names for several."""
+        return {self.name if len(self.vectors) == 1 else output.name: output for output in self.vectors}
 
     def normalise(self, stored: Tensor) -> Tensor:
-        """Stored pixels (n, size, size, channels) of any dtype to float32 (n, channels, size, size): (v * scale - mean) / std."""
-        pixels = stored.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        """Stored pixels (n, size, size, channels) of any dtype to what the model eats: `standardise` of `arrange`."""
+        return self.standardise(self.arrange(stored))
+
+    @staticmethod
+    def arrange(stored: Tensor) -> Tensor:
+        """Stored pixels (n, size, size, channels) of any dtype to float32 (n, channels, size, size), values as they are."""
+        return stored.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+
+    def standardise(self, pixels: Tensor) -> Tensor:
+        """Arranged pixels (n, channels, size, size) to (v * scale - mean) / std; the same tensor where that changes nothing."""
         if self.scale != 1.0:
             pixels = pixels * self.scale
         if self.mean:
@@ -135,8 +158,15 @@ class ModelSpec:
         return pixels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is the inverse. JSON has no NaN: a fill of NaN is the string "nan"."""
-        return {**dataclasses.asdict(self), "fill": "nan" if math.isnan(self.fill) else self.fill}
+        """Plain JSON types; `from_dict` is the inverse. JSON has no NaN: a fill of NaN is the string "nan".
+
+        How to compute on CUDA is left out where nothing is asked: the digest of a spec stays what it was before there was a choice.
+        """
+        fields = dataclasses.asdict(self)
+        for name in ("autocast", "channels_last"):
+            if not fields[name]:
+                del fields[name]
+        return {**fields, "fill": "nan" if math.isnan(self.fill) else self.fill}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:

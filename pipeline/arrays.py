@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
-from patchdrive.pipeline.journal import Journal, write_whole
+from patchdrive.pipeline.journal import Journal, make_folder, write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,23 +36,23 @@ class ArraySpec:
     """Dimension names."""
 
 
-def ensure_group(path: Path, attributes: dict[str, Any]) -> None:
-    """Write a group's metadata; the same attributes give the same bytes."""
-    path.mkdir(parents=True, exist_ok=True)
+def ensure_group(path: Path, attributes: dict[str, Any], journal: Journal | None = None) -> None:
+    """Write a group's metadata; the same attributes give the same bytes. Without a journal, nobody else may be writing there."""
     document = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     metadata = path / "zarr.json"
     if not metadata.exists() or metadata.read_text() != text:
-        write_whole(metadata, text)
+        _put(metadata, text, journal)
 
 
-def ensure_array(path: Path, spec: ArraySpec, attributes: dict[str, Any]) -> None:
+def ensure_array(path: Path, spec: ArraySpec, attributes: dict[str, Any], journal: Journal | None = None) -> None:
     """Create an array where there is none: zstd 1 with a checksum, so that a flipped byte is an error and not a pixel."""
-    if (path / "zarr.json").exists():
+    metadata = path / "zarr.json"
+    if metadata.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    held: dict[str, Buffer] = {}
     zarr.create_array(
-        store=path,
+        store=MemoryStore(held),  # zarr syncs nothing: it makes the document, we put it in place
         shape=spec.shape,
         dtype=str if spec.dtype == "string" else np.dtype(spec.dtype),
         chunks=spec.chunks,
@@ -60,6 +62,15 @@ def ensure_array(path: Path, spec: ArraySpec, attributes: dict[str, Any]) -> Non
         dimension_names=spec.names,
         attributes=attributes,
     )
+    _put(metadata, held["zarr.json"].to_bytes().decode(), journal)
+
+
+def _put(path: Path, text: str, journal: Journal | None) -> None:
+    if journal is None:
+        make_folder(path.parent)
+        write_whole(path, text)
+    else:
+        journal.put_text(path, text)
 
 
 def ensure_filled(path: Path, values: NDArray[Any], journal: Journal, *, attributes: dict[str, Any], names: Sequence[str] = ()) -> None:
@@ -72,6 +83,6 @@ def ensure_filled(path: Path, values: NDArray[Any], journal: Journal, *, attribu
         fill="" if text else 0,
         names=tuple(names) or None,
     )
-    ensure_array(path, spec, attributes)
+    ensure_array(path, spec, attributes, journal)
     if values.size:
         journal.place(path, [(tuple(slice(0, extent) for extent in values.shape), values)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from patchdrive.pipeline.plan import Block
@@ -19,6 +20,16 @@ class Dropped:
     """Of the plan."""
     state: Literal["skipped", "failed"]
     """Dropped by a rule, or could not be computed."""
+    reason: str
+    """In words for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holed:
+    """A row whose patch was computed without some pixels, which could not be decoded and were taken for invalid."""
+
+    row: int
+    """Of the plan."""
     reason: str
     """In words for the user."""
 
@@ -39,6 +50,8 @@ class Batch:
     """(batch size, side, side) True where the source has valid data; None: everywhere."""
     dropped: tuple[Dropped, ...]
     """Rows of this batch that no model sees."""
+    holed: tuple[Holed, ...]
+    """Rows of this batch that are seen with holes."""
     last: bool
     """True for the last batch of its block."""
 
@@ -56,9 +69,10 @@ class Buffers:
 class BufferRing:
     """Buffers of one shape, lent and given back: fresh pages cost a fifth of decoding. Whoever calls holds the caller's own lock."""
 
-    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any], count: int) -> None:
-        """Remember the shape; the `count` buffers are made when first lent."""
+    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any], count: int, pinned: bool) -> None:
+        """Remember the shape; the `count` buffers, `pinned` in memory for a CUDA device or not, are made when first lent."""
         self._shape, self._channels, self._dtype = (batch_size, side, side), channels, dtype
+        self._pinned = pinned
         self._idle: list[Buffers] = []
         self.free = count
         """How many can be lent now."""
@@ -68,7 +82,11 @@ class BufferRing:
         self.free -= 1
         if self._idle:
             return self._idle.pop()
-        return Buffers(pixels=np.empty((*self._shape, self._channels), self._dtype), valid=np.empty(self._shape, np.bool_))
+        shape = (*self._shape, self._channels)
+        pixels: NDArray[Any] = np.empty(shape, self._dtype)
+        if self._pinned:
+            pixels = torch.empty(pixels.nbytes, dtype=torch.uint8, pin_memory=True).numpy().view(self._dtype).reshape(shape)
+        return Buffers(pixels=pixels, valid=np.empty(self._shape, np.bool_))
 
     def give_back(self, buffers: Buffers) -> None:
         """Nobody reads these any more."""

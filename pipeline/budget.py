@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from patchdrive.models.types import ModelSpec
+from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline.reads import ReadFrame
+from patchdrive.pipeline.tables import ROWS
 from patchdrive.readers.errors import BudgetError, SettingsError
 from patchdrive.readers.tiles import TileGrid
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _EDGES = (4096, 2048, 1024, 512)
-_BATCH_PIXELS = 2**21
-"""A batch of more pixels than this is no faster, and what a model makes of it along the way is many times larger."""
+_BATCH_PIXELS = 2**16
+"""Per patch of the largest batch: 32 patches of more than 2 Mpx together are no faster, and what a model makes of them is large."""
 _POOL_CAP = 512 * 2**20
 """More decoded tiles than this are never used again: a 4096-pixel square needs three rows of them."""
 
@@ -61,6 +62,24 @@ def host_limit() -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes that a model takes where it computes: its weights, and what it makes of a batch."""
+
+    fixed: int = 0
+    """Whatever the batch."""
+    patch: int = 0
+    """For each patch of it."""
+
+    def of(self, batch_size: int) -> int:
+        """Bytes while a batch is computed."""
+        return self.fixed + batch_size * self.patch
+
+    def most(self, room: int) -> int:
+        """The largest batch within `room` bytes; 0 where not even one patch fits."""
+        return max(0, (room - self.fixed) // max(1, self.patch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allotment:
     """How a run's memory is shared out."""
 
@@ -69,9 +88,9 @@ class Allotment:
     edge: int
     """Side of a map block, target pixels."""
     pool_bytes: int
-    """Decoded tiles to keep."""
+    """Decoded tiles to keep, per lane."""
     workers: int
-    """Threads that decode and cut."""
+    """Threads that decode and cut, per lane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +110,18 @@ class Needs:
     dtype: np.dtype[np.generic]
     """Of the stored pixels."""
     batches: int
-    """Batches that the feed holds at once."""
+    """Batches that a feed holds at once."""
+    lanes: int
+    """Devices, each with a feed of its own."""
+    computing: Footprint
+    """Of the model, where it computes in host memory."""
     fixed: int
-    """Bytes held from beginning to end: saliency, plan, glance."""
+    """Bytes held from beginning to end: saliency, plan, glance, caches of the libraries that read."""
 
     def batch_bytes(self, batch_size: int) -> int:
-        """The batches in flight with their validity, a float32 copy of one, and the least pool."""
+        """A lane's batches in flight with their validity, and its least pool."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
-        patch = self.frame.side**2 * (self.batches * (self.channels * stored + 1) + self.channels * 2 * 4)
-        return batch_size * patch + self.least_pool()
+        return batch_size * self.frame.side**2 * self.batches * (self.channels * stored + 1) + self.least_pool()
 
     def least_pool(self) -> int:
         """The tiles that two patches are cut from."""
@@ -121,41 +143,62 @@ class Needs:
         return self.grid.tile_height * self.grid.tile_width * (self.channels * self.dtype.itemsize + 1)
 
     def block_bytes(self, edge: int) -> int:
-        """Sums, weights, validity and the stored form of one block of every map."""
-        total = 0
-        for output in self.spec.outputs:
-            if output.kind != "vector":
-                wide = 8 if output.kind == "image" else 4
-                total += (edge // output.stride) ** 2 * ((2 * len(output.channels) + 2) * wide + 2)
-        return total
+        """Of every output: a block in the making in each lane, and one being written."""
+        return sum(
+            _table_bytes(output, self.lanes) if output.kind == "vector" else (edge // output.stride) ** 2 * _cell_bytes(output, self.lanes)
+            for output in self.spec.outputs
+        )
+
+    def least(self, batch_size: int, edge: int) -> int:
+        """Bytes with one thread in each lane and the smallest pools."""
+        lanes = self.lanes * (self.batch_bytes(batch_size) + self.worker_bytes())
+        return self.fixed + self.block_bytes(edge) + lanes + self.computing.of(batch_size)
 
 
-def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None, workers: int) -> Allotment:
+def _table_bytes(output: OutputSpec, lanes: int) -> int:
+    """Rows of a block as they came, joined, and as they are stored, twice while they are written."""
+    return ROWS * len(output.channels) * ((lanes + 1) * 8 + 3 * np.dtype(output.dtype).itemsize)
+
+
+def _cell_bytes(output: OutputSpec, lanes: int) -> int:
+    """Of one map cell: sums, weights and validity in each lane; what one block holds when it is made, is encoded and written."""
+    channels, image = len(output.channels), output.kind == "image"
+    wide, stored = (8, np.dtype(output.dtype).itemsize) if image else (4, 1)
+    making = channels * wide + wide + 1 + (channels * 4 if image else 0)
+    writing = channels * 4 + 1 + 16 + 3 * channels * stored
+    return lanes * making + writing
+
+
+def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None, workers: int, most: int = 32) -> Allotment:
     """Share `memory` bytes out: first the map block, then the batch, and decoded tiles get the rest.
 
     Args:
         needs: what the run's buffers depend on.
         memory: host bytes for them all.
-        batch_size: asked for or recorded; None: the largest power of two up to 32 that fits, and that keeps a batch within 2 Mpx.
+        batch_size: asked for or recorded; None: the largest power of two up to `most` that fits, and that keeps a batch small enough.
         edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
-        workers: threads wanted; fewer where the budget says so, which changes no answer.
+        workers: threads wanted in each lane; fewer where the budget says so, which changes no answer.
+        most: patches in a batch at most, where it is not said how many.
 
     Raises:
         BudgetError: the smallest that would do is more than `memory`.
     """
-    usual = [size for size in (32, 16, 8, 4, 2, 1) if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS]
+    sizes = [1 << power for power in reversed(range(most.bit_length()))]
+    usual = [size for size in sizes if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS * sizes[0]]
     batches = [batch_size] if batch_size is not None else usual
     finest = min(output.stride for output in needs.spec.outputs)
     edges = [edge] if edge is not None else [cells * finest for cells in _EDGES]
     for side in edges:
         for size in batches:
-            left = memory - needs.fixed - needs.block_bytes(side) - needs.batch_bytes(size) - needs.worker_bytes()
+            left = (memory - needs.least(size, side)) // needs.lanes
             if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
                 more = min(workers - 1, left // needs.worker_bytes())
                 pool = min(_POOL_CAP, left - more * needs.worker_bytes() + needs.least_pool())
                 return Allotment(batch_size=size, edge=side, pool_bytes=pool, workers=1 + more)
-    least = needs.fixed + needs.block_bytes(edges[-1]) + needs.batch_bytes(batches[-1]) + needs.worker_bytes()
+    least = needs.least(batches[-1], edges[-1])
+    model = needs.computing.of(batches[-1])
     raise BudgetError(
-        f"a memory budget of {show_bytes(memory)} cannot hold one block and one batch of {batches[-1]}; "
+        f"a memory budget of {show_bytes(memory)} cannot hold one block and one batch of {batches[-1]}"
+        f"{f' (the model alone takes {show_bytes(model)})' if 2 * model > least else ''}; "
         f"give --memory {-(-least // 2**20)}MiB or more, or a smaller --patch-size"
     )

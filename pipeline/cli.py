@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 from types import FrameType
-from typing import Any
 
 from tqdm import tqdm
 
-from patchdrive.models import load_model
-from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
-from patchdrive.pipeline.glance import kind_of, mpp_of, traits_of
 from patchdrive.pipeline.info import describe, info_lines
-from patchdrive.pipeline.journal import StoreInUseError
+from patchdrive.pipeline.journal import StoreInUseError, StoreWriteError
+from patchdrive.pipeline.mend import mend
 from patchdrive.pipeline.outlook import outlook, outlook_lines
 from patchdrive.pipeline.report import write_report
-from patchdrive.pipeline.run import run
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
-from patchdrive.pipeline.store import store_name
-from patchdrive.readers import Image, open_image
-from patchdrive.readers.errors import BudgetError, ModelError, PatchdriveError, ResolutionError, SettingsError, StoreError
+from patchdrive.pipeline.shard import WHOLE, Shard
+from patchdrive.pipeline.verify import Means, verify
+from patchdrive.readers import open_image
+from patchdrive.readers.errors import BudgetError, ModelError, PatchdriveError, ResolutionError, SettingsError, StalledError, StoreError
 
 DONE, INTERNAL, USAGE, FAILURES, TRY_AGAIN = 0, 1, 2, 3, 75
+_TRY_AGAIN_ERRORS = (StoreInUseError, StoreWriteError, StalledError)
 _USAGE_ERRORS = (SettingsError, BudgetError, ModelError, ResolutionError, StoreError)
 
 
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except KeyboardInterrupt:
-        _say("patchdrive: stopped; the same command goes on from the last block committed")
+        _say("patchdrive: stopped")
         return TRY_AGAIN
     except _USAGE_ERRORS as error:
         _say(f"patchdrive: {error}")
@@ -67,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("-o", "--out", type=Path, required=True, help="folder for the stores")
     _add_settings(runs)
     runs.add_argument("--overwrite", action="store_true", help="start anew where a store holds another run")
+    runs.add_argument("--in-flight", type=int, default=2, metavar="N", help="images run at a time, which share the memory")
+    runs.add_argument("--shard", metavar="I/N", help="this is process I of N, counted from 0: it runs every N-th source")
+    runs.add_argument("--within-image", action="store_true", help="the shards share the blocks of each image, and write one store")
     runs.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
     runs.set_defaults(command=_run)
 
@@ -88,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     reports.add_argument("-o", "--out", type=Path, help="folder for the pages; beside each store where left out")
     reports.set_defaults(command=_report)
 
+    verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
+    verifies.add_argument("store", type=Path, help="<id>.zarr folder")
+    _add_verify(verifies)
+    verifies.set_defaults(command=_verify)
+
     demos = commands.add_parser("demo", help="make a slide and a scene, train, run, and show what was found", formatter_class=_Defaults)
     demos.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything it makes")
     demos.set_defaults(command=lambda options: demo(options.out))
@@ -103,7 +114,8 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="descriptor", help="built-in name, NAME:weights, .pt2, .safetensors, timm:NAME or module:function")
+    model = "built-in name, NAME:weights, .pt2, .safetensors, timm:NAME or module:function; repeat it for several in one pass"
+    add("--model", action="append", help=f"{model} (default: descriptor)")
     add("--reader", help="open with this reader instead of the one that fits")
     add("--mpp", type=float, help="target pixel size of slides, µm (default: the model's, else level 0)")
     add("--gsd", type=float, help="target pixel size of scenes, units of the CRS (default: the model's, else level 0)")
@@ -117,43 +129,59 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--spacing", type=int, help="topk: least distance between patches, target pixels (default: one patch)")
     add("--blend", choices=("box", "hann", "gaussian", "pyramid"), help="weights where map patches overlap")
     add("--all-classes", action="store_true", help="keep every class probability of a segmenter")
+    add(
+        "--on-error",
+        choices=("fail", "mask", "skip"),
+        default="fail",
+        help="patches that cannot be decoded fail, have holes, or are skipped",
+    )
     add("--memory", help="host memory to stay under, 8GiB (default: half of what this process may have)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--batch-size", type=int, help="patches per batch (default: 32, or what fits)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, or several: cuda:0,1")
+    add("--device-memory", default="0.9", help="of each CUDA device: a share of what is free, or a size, 20GiB")
+    add("--batch-size", type=int, help="patches per batch (default: 32, on CUDA 128, or what fits)")
+    add("--patience", type=float, default=300.0, help="seconds without a tile after which a source is given up")
     add("--workers", type=int, help=f"decode threads (default: {cores()}, the cores this process may use)")
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", help="where the image lies now (default: where the run found it)")
+    add("--model", action="append", help="as the run was given it (default: what it recorded)")
+    add("--sample", type=int, default=32, help="how many patches to compute again")
+    add("--seed", type=int, default=0, help="which ones: the same seed draws the same")
+    add("--no-recompute", action="store_true", help="check the records alone; needs neither image nor model")
+    add("--mend", action="store_true", help="take damaged blocks back, so that the next run computes them again")
+    add("--memory", help="host memory to stay under, 8GiB (default: half of what this process may have)")
+    add("--device", default="auto", help="auto (the kind the run had), cpu, cuda or cuda:1")
+    add("--workers", type=int, help=f"threads that read (default: {cores()}, the cores this process may use)")
+    add("--json", action="store_true", help="one JSON object on stdout")
+
+
 def _settings(options: argparse.Namespace) -> RunSettings:
-    fields = {name: getattr(options, name) for name in RunSettings.__slots__}
-    return RunSettings(**{**fields, "memory": None if options.memory is None else parse_bytes(options.memory)})
+    fields = {name: getattr(options, name) for name in RunSettings.__slots__ if name != "shard"}
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    return RunSettings(**{**fields, "memory": memory, "device_memory": _device_memory(options.device_memory)})
 
 
-class _Models:
-    """A model is loaded once per kind of image, not once per image."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._held: dict[Any, PatchModel | DriveModel] = {}
-
-    def of(self, image: Image) -> PatchModel | DriveModel:
-        traits = traits_of(image)
-        if traits not in self._held:
-            self._held[traits] = load_model(self._name, traits)
-        return self._held[traits]
+def _device_memory(text: str) -> float:
+    """A share up to 1, or bytes."""
+    return float(text) if re.fullmatch(r"0?\.\d+|1|1\.0", text) else parse_bytes(text)
 
 
 class _Stop:
-    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more."""
+    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more; the second time
+    the process ends at once, which costs the block in hand and nothing else.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = Event()
         self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-        _say("patchdrive: finishing the block in hand; the same command goes on from there (Ctrl-C again to stop at once)")
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            os._exit(TRY_AGAIN)
+        self.asked.set()
+        _say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
 
     def close(self) -> None:
         for number, handler in self._before.items():
@@ -163,7 +191,7 @@ class _Stop:
 class _Bar:
     """The Watcher of the command line: a bar on a terminal, and the wish to stop."""
 
-    def __init__(self, name: str, stop: _Stop) -> None:
+    def __init__(self, name: str, stop: Event) -> None:
         self._bar = tqdm(desc=name, unit="patch", disable=None, file=sys.stderr)
         self._stop = stop
 
@@ -175,46 +203,50 @@ class _Bar:
         self._bar.update(rows)
 
     def wants_stop(self) -> bool:
-        return self._stop.asked
+        return self._stop.is_set()
 
     def close(self) -> None:
         self._bar.close()
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings, models = _settings(options), _Models(options.model)
+    shard = WHOLE if options.shard is None else Shard.parse(options.shard)
+    if options.within_image and options.shard is None:
+        raise SettingsError("--within-image shares the blocks of each image among processes; say which part this one is with --shard i/n")
+    settings = replace(_settings(options), shard=shard if options.within_image else WHOLE)
+    sources = options.source if options.within_image else options.source[shard.index :: shard.count]
     worst = DONE
     with closing(_Stop()) as stop:
-        for left, source in zip(reversed(range(len(options.source))), options.source, strict=True):
-            report, code = _run_one(source, models, settings, options, stop)
-            if code == USAGE and len(options.source) == 1:
+        archive = Archive(
+            out=options.out,
+            models=Models(options.model or ["descriptor"], settings),
+            settings=settings,
+            watch=lambda source: closing(_Bar(Path(source).name, stop.asked)),
+            say=_say,
+            reader=options.reader,
+            overwrite=options.overwrite,
+        )
+        left = len(sources)
+        for ended in archive.run_all(sources, in_flight=options.in_flight, stop=stop.asked):
+            left -= 1
+            report, code = ended.report, _code(ended)
+            if code == USAGE and len(sources) == 1:
                 return USAGE
             print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
             if code == DONE and not report.planned:
-                _say(f"patchdrive: nothing in {source} is worth reading to its saliency, so no patch was planned; try --saliency valid")
-            worst = max(worst, code)
-            if report.status == "partial" or (stop.asked and left):
-                return TRY_AGAIN
-    return worst
-
-
-def _run_one(source: str, models: _Models, settings: RunSettings, options: argparse.Namespace, stop: _Stop) -> tuple[RunReport, int]:
-    """One image's report and exit code: what is wrong with one image is told and does not stop the others."""
-    try:
-        with closing(open_image(source, reader=options.reader)) as image, closing(_Bar(Path(source).name, stop)) as bar:
-            store, model = options.out / store_name(image), models.of(image)
-            spec = model.encoder.spec if isinstance(model, DriveModel) else model.spec
-            if spec.unit == "um" and kind_of(image) == "slide" and mpp_of(image, settings) is None:
                 _say(
-                    f"patchdrive: {source} does not say how many µm a pixel is: {spec.name}, made for {spec.pixel_size:g}, reads level-0 "
-                    "pixels as they are; tell it with --mpp-override"
+                    f"patchdrive: nothing in {report.source} is worth reading to its saliency: no patch was planned; try --saliency valid"
                 )
-            report = run(image, model, store, settings=settings, overwrite=options.overwrite, watcher=bar)
-            return report, FAILURES if report.status == "failed" else DONE
-    except PatchdriveError as error:
-        _say(f"patchdrive: {error}")
-        code = TRY_AGAIN if isinstance(error, StoreInUseError) else USAGE if isinstance(error, _USAGE_ERRORS) else FAILURES
-        return RunReport(source=source, store="", status="failed", reasons={str(error): 1}), code
+            worst = max(worst, TRY_AGAIN if report.status == "partial" and stop.asked.is_set() else code)
+    return TRY_AGAIN if left else worst
+
+
+def _code(ended: Ended) -> int:
+    if isinstance(ended.error, _TRY_AGAIN_ERRORS):
+        return TRY_AGAIN
+    if isinstance(ended.error, _USAGE_ERRORS):
+        return USAGE
+    return FAILURES if ended.report.status == "failed" else DONE
 
 
 def _line(report: RunReport) -> str:
@@ -226,7 +258,7 @@ def _line(report: RunReport) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings, models = _settings(options), _Models(options.model)
+    settings, models = _settings(options), Models(options.model or ["descriptor"], _settings(options))
 
     def one(source: str) -> str:
         with closing(open_image(source, reader=options.reader)) as image:
@@ -264,6 +296,20 @@ def _report(options: argparse.Namespace) -> int:
         page = write_report(store, options.out)
         print(page, flush=True)
     return DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    means = Means(memory=memory, device=options.device, workers=options.workers)
+    sample = 0 if options.no_recompute else options.sample
+    verdict = verify(options.store, options.source, options.model, sample=sample, seed=options.seed, means=means)
+    for problem in verdict.problems:
+        _say(f"patchdrive: {problem}")
+    print(json.dumps(verdict.to_dict()) if options.json else verdict, flush=True)
+    if options.mend and not verdict.good:
+        blocks = mend(verdict)
+        _say(f"patchdrive: taken back; the same run again computes {blocks} block{'' if blocks == 1 else 's'} and finishes the store")
+    return DONE if verdict.good else FAILURES
 
 
 if __name__ == "__main__":

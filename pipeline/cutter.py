@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrive.pipeline.batches import Buffers, Dropped
+from patchdrive.pipeline.batches import Buffers, Dropped, Holed
 from patchdrive.pipeline.pool import TilePool
 from patchdrive.pipeline.reads import ReadFrame
 from patchdrive.pipeline.resample import resample, taps
-from patchdrive.readers.tiles import TileGrid
+from patchdrive.readers import Window
+from patchdrive.readers.tiles import TileGrid, Torn
+
+OnError = Literal["fail", "mask", "skip"]
+"""Pixels that cannot be decoded fail their patch, are taken for invalid pixels, or drop their patch by rule."""
 
 
 class Cut(NamedTuple):
@@ -62,9 +66,11 @@ class Cutter:
     """Where they lie."""
     fill: float
     """Stored value for pixels that are invalid or outside."""
+    on_error: OnError
+    """What becomes of patches whose pixels cannot be decoded."""
 
-    def cut(self, cuts: Sequence[Cut], buffers: Buffers, *, says_valid: bool) -> Iterator[Dropped]:
-        """Write patches to their places; those that cannot be, or have no valid pixel, are named.
+    def cut(self, cuts: Sequence[Cut], buffers: Buffers, *, says_valid: bool) -> Iterator[Dropped | Holed]:
+        """Write patches to their places; those that cannot be, have no valid pixel, or have a hole, are named.
 
         Args:
             cuts: which.
@@ -72,18 +78,20 @@ class Cutter:
             says_valid: the batch has validity, which is to be written too.
         """
         for cut in cuts:
-            reason = self._torn(cut)
-            if reason is not None:
-                yield Dropped(row=cut.row, state="failed", reason=reason)
-            elif not self._cut_one(cut, buffers, says_valid=says_valid):
-                yield Dropped(row=cut.row, state="skipped", reason="no valid pixel")
+            torn = self._torn(cut)
+            if torn and self.on_error != "mask":
+                yield Dropped(row=cut.row, state="failed" if self.on_error == "fail" else "skipped", reason=torn[0].reason)
+            elif not self._cut_one(cut, torn, buffers, says_valid=says_valid):
+                yield Dropped(row=cut.row, state="skipped", reason=torn[0].reason if torn else "no valid pixel")
+            elif torn:
+                yield Holed(row=cut.row, reason=torn[0].reason)
 
-    def _cut_one(self, cut: Cut, buffers: Buffers, *, says_valid: bool) -> bool:
+    def _cut_one(self, cut: Cut, torn: Sequence[Torn], buffers: Buffers, *, says_valid: bool) -> bool:
         """Write one patch to its place; False where it has no valid pixel, and holds the fill."""
         pixels, valid = buffers.pixels[cut.place], buffers.valid[cut.place]
-        whole = self._whole(cut)
+        whole = not torn and self._whole(cut)
         if not self.frame.exact:
-            return self._resample(cut, pixels, valid, whole=whole)
+            return self._resample(cut, torn, pixels, valid, whole=whole)
         if whole:
             self._paste(cut, pixels, None)
             if says_valid:
@@ -91,10 +99,11 @@ class Cutter:
             return True
         valid[...] = False
         self._paste(cut, pixels, valid)
+        _mask(cut, torn, valid)
         pixels[~valid] = np.asarray(self.fill).astype(pixels.dtype)
         return bool(valid.any())
 
-    def _resample(self, cut: Cut, pixels: NDArray[Any], valid: NDArray[np.bool_], *, whole: bool) -> bool:
+    def _resample(self, cut: Cut, torn: Sequence[Torn], pixels: NDArray[Any], valid: NDArray[np.bool_], *, whole: bool) -> bool:
         frame, grid, pool = self.frame, self.grid, self.pool
         # What overhangs is filled at the target's pixel size, never at the source's.
         area = cut._replace(
@@ -103,6 +112,7 @@ class Cutter:
         shape = (area.bottom - area.top, area.right - area.left)
         found, known = np.empty((*shape, pool.pixels.shape[3]), pool.pixels.dtype), np.full(shape, whole, np.bool_)
         self._paste(area, found, None if whole else known)
+        _mask(area, torn, known)
         if not known.any():
             pixels[...] = np.asarray(self.fill).astype(pixels.dtype)
             valid[...] = False
@@ -134,19 +144,22 @@ class Cutter:
             return False
         return self.pool.valid is None or all(self.pool.whole[slot] for row in self._slots(cut) for slot in row)
 
-    def _torn(self, cut: Cut) -> str | None:
-        """Why a patch cannot be cut; None where it can."""
+    def _torn(self, cut: Cut) -> list[Torn]:
+        """What of a patch's source could not be decoded."""
         if not self.pool.torn:
-            return None
-        for row in range(cut.tile_top, cut.tile_bottom):
-            for column in range(cut.tile_left, cut.tile_right):
-                for part in self.pool.torn.get(row * self.grid.columns + column, ()):
-                    window = part.window
-                    if window.y < cut.bottom and cut.top < window.y_end and window.x < cut.right and cut.left < window.x_end:
-                        return part.reason
-        return None
+            return []
+        tiles = (self.pool.torn.get(tile, ()) for tile in cut.tiles(self.grid.columns))
+        source = Window(y=cut.top, x=cut.left, height=cut.bottom - cut.top, width=cut.right - cut.left)
+        return [part for parts in tiles for part in parts if part.window.intersect(source) is not None]
 
     def _slots(self, cut: Cut) -> list[list[int]]:
         """Slots of a patch's tiles, row by row."""
         slots: list[list[int]] = self.pool.slots[cut.tile_top : cut.tile_bottom, cut.tile_left : cut.tile_right].tolist()
         return slots
+
+
+def _mask(cut: Cut, torn: Sequence[Torn], valid: NDArray[np.bool_]) -> None:
+    """Take what could not be decoded for invalid; `valid` begins at the cut's corner."""
+    for part in torn:
+        y, x = part.window.y - cut.top, part.window.x - cut.left
+        valid[max(y, 0) : y + part.window.height, max(x, 0) : x + part.window.width] = False

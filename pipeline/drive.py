@@ -12,6 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, Glance, Objects, OutputSpec, Selection, Tokens
+from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.glance import View, patch_grid
 from patchdrive.pipeline.look import look
 from patchdrive.pipeline.plan import SQUARE, Plan
@@ -57,7 +58,7 @@ def once(plan: Plan) -> Drive:
     return None
 
 
-def model_drive(model: DriveModel, view: View, settings: RunSettings, timings: Timings) -> Drive:
+def model_drive(model: DriveModel, view: View, settings: RunSettings, devices: Devices, timings: Timings) -> Drive:
     """The drive of a model that asks: its Selections become Plans, features its Tokens.
 
     Nothing here is saved: a resumed run replays it, and finished rounds are answered from the store.
@@ -67,7 +68,7 @@ def model_drive(model: DriveModel, view: View, settings: RunSettings, timings: T
     """
     grid = patch_grid(view.image, model.encoder.spec, settings)
     with timings.stage("glance"):
-        seen, cells = look(model, view, grid, settings, timings)
+        seen, cells = look(model, view, grid, settings, devices=devices, timings=timings)
     talk = model.drive(seen, cells, grid)
     tokens: Tokens | None = None
     while True:

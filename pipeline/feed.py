@@ -8,27 +8,30 @@ and a row that is dropped leaves it empty.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrive.pipeline.batches import Batch, BufferRing, Buffers, Dropped
-from patchdrive.pipeline.cutter import Cut, Cutter
+from patchdrive.pipeline.batches import Batch, BufferRing, Buffers, Dropped, Holed
+from patchdrive.pipeline.cutter import Cut, Cutter, OnError
 from patchdrive.pipeline.plan import Block, Plan
 from patchdrive.pipeline.pool import TilePool
 from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers import Image
+from patchdrive.readers.errors import StalledError
 from patchdrive.readers.tiles import DecodesTiles, TileGrid, tile_decoder
 
 _TILES = 8
 """Tiles that a thread decodes before it cuts: enough that taking work costs nothing, few enough to stay in the processor's cache."""
 _PIXELS = 2**20
 """Level pixels of the patches that a thread cuts in a row."""
+_PARTING = 10.0
+"""Seconds that a thread has to end; one that hangs in a read is left behind, and ends with the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,12 @@ class FeedSettings:
     """Decoded pixels to keep."""
     workers: int
     """Decode threads."""
+    on_error: OnError = "fail"
+    """What becomes of patches whose pixels cannot be decoded."""
+    patience: float = 300.0
+    """Seconds without a single tile after which the source is given up."""
+    pinned: bool = False
+    """Batches lie in page-locked memory, from which a CUDA device copies by itself."""
 
 
 def batches_ahead(workers: int) -> int:
@@ -60,16 +69,20 @@ def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettin
     Its threads end with it: who may stop early, or fail, closes it (`contextlib.closing`).
 
     Raises:
-        Whatever reading raises, except ReadError: its rows come back as failed, with the reason.
+        StalledError: no tile came for as long as there is patience.
+        Whatever reading raises, except ReadError: what becomes of its rows is said by `settings.on_error`.
     """
     work = _Feed(image, plan, blocks, settings, timings)
-    with ThreadPoolExecutor(settings.workers, thread_name_prefix="patchdrive-read") as threads:
-        try:
-            for _ in range(settings.workers):
-                threads.submit(work.work)
-            yield from work.batches()
-        finally:
-            work.stop()
+    threads = [threading.Thread(target=work.work, name=f"patchdrive-read-{index}", daemon=True) for index in range(settings.workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield from work.batches()
+    finally:
+        work.stop()
+        by = time.monotonic() + (0 if work.stalled else _PARTING)
+        for thread in threads:
+            thread.join(max(0.0, by - time.monotonic()))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -82,7 +95,7 @@ class _Making:
     says_valid: bool
     buffers: Buffers
     cuts: deque[Cut]  # not yet taken by any thread
-    dropped: list[Dropped]
+    told: list[Dropped | Holed]
     groups: int = 0  # taken, and not yet cut
 
     @property
@@ -120,14 +133,14 @@ class _Feed:
             capacity=max(self._frame.tiles_per_patch(self._grid), settings.pool_bytes // slot_bytes),
             uses=uses,
         )
-        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=settings.fill)
-        exact_or_nearest = self._frame.exact or self._frame.resampling == "nearest"
+        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=settings.fill, on_error=settings.on_error)
         self._ring = BufferRing(
             batch_size=settings.batch_size,
             side=self._frame.side,
             channels=len(settings.channels),
-            dtype=image.dtype if exact_or_nearest else np.dtype(np.float32),
+            dtype=self._frame.made(image.dtype),
             count=1 + batches_ahead(settings.workers),
+            pinned=settings.pinned,
         )
         self._turn = threading.Lock()  # guards all that follows, the pool and the ring
         self._room = threading.Condition(self._turn)  # there is more to do, or what others decode is there
@@ -136,6 +149,9 @@ class _Feed:
         self._line: deque[_Making] = deque()
         self._all_begun = self._stopped = False
         self._error: BaseException | None = None
+        self._steps = 0  # of any thread: the source answers while this grows
+        self.stalled = False
+        """The source was given up; a thread may hang in it for ever."""
 
     def batches(self) -> Iterator[Batch]:
         """Batches in order; each is the consumer's until it comes back for the next."""
@@ -159,8 +175,8 @@ class _Feed:
                 if group.missing:
                     self._decode(group.missing)
                 self._wait_for_others(group)
-                dropped = list(self._cutter.cut(group.cuts, group.batch.buffers, says_valid=group.batch.says_valid))
-                self._put_back(group, dropped)
+                told = list(self._cutter.cut(group.cuts, group.batch.buffers, says_valid=group.batch.says_valid))
+                self._put_back(group, told)
         except BaseException as error:  # noqa: BLE001  raised where the batches are waited for
             with self._turn:
                 self._error = self._error or error
@@ -190,10 +206,10 @@ class _Feed:
                     block=block,
                     rows=block.rows[part],
                     last=start + size >= len(table),
-                    says_valid=self._image.has_mask or bool(overhangs[part].any()),
+                    says_valid=self._image.has_mask or self._settings.on_error == "mask" or bool(overhangs[part].any()),
                     buffers=self._ring.lend(),
                     cuts=deque(Cut(*fields) for fields in table[part][~outside[part]].tolist()),
-                    dropped=[Dropped(row=row, state="skipped", reason="no valid pixel") for row in empty],
+                    told=[Dropped(row=row, state="skipped", reason="no valid pixel") for row in empty],
                 )
 
     def _take(self) -> _Group | None:
@@ -213,7 +229,8 @@ class _Feed:
                         self._line.append(making)
                     self._tell()
                     continue
-                self._room.wait()
+                with self._timings.waiting("read_for_room", of=self._settings.workers):
+                    self._room.wait()
         return None
 
     def _claim(self, batch: _Making) -> _Group | None:
@@ -241,16 +258,17 @@ class _Feed:
         """What this thread had to decode is there; what it shares with others may not be."""
         decoding = self._pool.decoding
         with self._turn:
+            self._steps += 1
             decoding.difference_update(group.missing)
             self._room.notify_all()
             while not self._stopped and not all(decoding.isdisjoint(names) for names in group.tiles):
                 self._room.wait()
 
-    def _put_back(self, group: _Group, dropped: list[Dropped]) -> None:
+    def _put_back(self, group: _Group, told: list[Dropped | Holed]) -> None:
         with self._turn:
             for names in group.tiles:
                 self._pool.release(names)
-            group.batch.dropped += dropped
+            group.batch.told += told
             group.batch.groups -= 1
             self._room.notify_all()
             self._tell()
@@ -299,20 +317,36 @@ class _Feed:
     def _next_made(self) -> _Making | None:
         """The oldest batch once it is made; None after the last, or after an error."""
         with self._timings.stage("read"), self._turn:
+            seen, since = self._steps, time.monotonic()
             while not self._stopped:
                 if self._line and self._line[0].made:
                     return self._line.popleft()
                 if self._all_begun and not self._line:
                     return None
-                self._made.wait()
+                self._made.wait(self._settings.patience)
+                if self._steps != seen:
+                    seen, since = self._steps, time.monotonic()
+                elif self._pool.decoding and time.monotonic() - since >= self._settings.patience:
+                    self.stalled = True
+                    raise StalledError(self._stall())
         return None
+
+    def _stall(self) -> str:
+        tile = min(self._pool.decoding)
+        return (
+            f"{self._image.source} has not given a tile for {self._settings.patience:g} s (tile {divmod(tile, self._grid.columns)} "
+            f"of level {self._frame.level.index} is awaited); look after its disk or network. The same command goes on from the last block "
+            "committed; --patience says how long to wait"
+        )
 
     def _finish(self, making: _Making) -> Batch:
         pixels = making.buffers.pixels
         fill = np.asarray(self._settings.fill).astype(pixels.dtype)
         kept = np.ones(len(making.rows), np.bool_)
-        if making.dropped:
-            kept = ~np.isin(making.rows, [drop.row for drop in making.dropped])
+        told = sorted(making.told, key=lambda one: one.row)
+        dropped = tuple(one for one in told if isinstance(one, Dropped))
+        if dropped:
+            kept = ~np.isin(making.rows, [drop.row for drop in dropped])
             pixels[: len(kept)][~kept] = fill
         pixels[len(kept) :] = fill
         return Batch(
@@ -321,6 +355,7 @@ class _Feed:
             places=np.flatnonzero(kept),
             pixels=pixels,
             valid=making.buffers.valid if making.says_valid else None,
-            dropped=tuple(sorted(making.dropped, key=lambda drop: drop.row)),
+            dropped=dropped,
+            holed=tuple(one for one in told if isinstance(one, Holed)),
             last=making.last,
         )

@@ -37,6 +37,11 @@ class View:
     thumbnail_cell: int
     """Coarse pixels per thumbnail pixel."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return self.saliency.map.nbytes + self.saliency.mask.nbytes + self.thumbnail.nbytes
+
     def frame(self, grid: Level) -> Frame:
         """The frame of a map that lies on `grid`."""
         return frame_of(grid, self.mpp, self.image.transform, self.image.crs)
@@ -74,7 +79,7 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool)
         raise SettingsError(f"--max-patches {settings.max_patches} takes the best patches, so it needs --select topk")
     if settings.select == "topk" and drives:
         raise SettingsError(f"{spec.name} chooses its patches itself; leave --select out, --max-patches says how many")
-    if spec.vector and (settings.blend is not None or settings.all_classes):
+    if spec.vectors and (settings.blend is not None or settings.all_classes):
         raise SettingsError(f"{spec.name} gives a vector per patch and no map; leave --blend and --all-classes out")
     load_scorer(saliency_of(image, settings))
     pick_channels(image, spec)
@@ -196,7 +201,7 @@ def layout_of(spec: ModelSpec, settings: RunSettings) -> Layout:
     stride_of_maps = max(output.stride for output in spec.outputs)
     side = settings.patch_size if settings.patch_size is not None and spec.any_size else spec.size
     shrink = side / (settings.patch_size or side)
-    blended = spec.vector is None and any(output.kind in {"probability", "classes"} for output in spec.outputs)
+    blended = any(output.kind in {"probability", "classes"} for output in spec.outputs)
     usual = 2 * spec.halo if spec.halo or not blended else side // 4 // stride_of_maps * stride_of_maps
     overlap = usual if settings.overlap is None else round(settings.overlap * shrink)
     if side % stride_of_maps or overlap % stride_of_maps:

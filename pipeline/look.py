@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, Glance
 from patchdrive.pipeline.budget import cores
+from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.feed import FeedSettings, feed
 from patchdrive.pipeline.glance import View, layout_of, pick_channels
-from patchdrive.pipeline.infer import infer, pick_device
+from patchdrive.pipeline.infer import infer
 from patchdrive.pipeline.plan import WORTH_READING, map_blocks, plan_grid, target_grid, target_grid_of
 from patchdrive.pipeline.reads import read_frame
 from patchdrive.pipeline.settings import RunSettings
@@ -25,7 +26,7 @@ _EDGE_CELLS = 1024
 _POOL = 64 * 2**20
 
 
-def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, timings: Timings) -> tuple[Glance, Level]:
+def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, devices: Devices, timings: Timings) -> tuple[Glance, Level]:
     """What the model sees of the whole image, and the grid of cells it sees it on.
 
     Only what is worth reading is looked at; other cells are not valid.
@@ -49,11 +50,13 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, timi
         batch_size=_BATCH,
         pool_bytes=_POOL,
         workers=settings.workers or cores(),
+        on_error=settings.on_error,
+        patience=settings.patience,
     )
-    device = pick_device(settings.device)
+    device = devices.first
     blocks = map_blocks(plan, edge=_EDGE_CELLS * stride, halo=spec.halo)
     with closing(feed(view.image, plan, blocks, feed_settings, timings)) as batches:
-        for finished in stitch(infer(model.glance, batches, device, timings), plan, spec, "box", timings):
+        for finished in stitch(infer(model.glance, batches, device, timings, devices.turn(device)), plan, spec, "box", timings):
             window = finished.block.window
             assert window is not None
             for name, part in finished.maps.items():

@@ -43,8 +43,8 @@ def create_map(store: Path, stored: StoredMap, frame: Frame, block: int, journal
     else:
         ome["omero"] = omero(stored.channels, stored.colors, *value_window(stored))
     group = store / stored.path
-    ensure_group(group, {"ome": ome})
-    ensure_group(group / "0", {})
+    ensure_group(group, {"ome": ome}, journal)
+    ensure_group(group / "0", {}, journal)
     lead, names = ((), ("y", "x")) if label else ((len(stored.channels),), ("c", "y", "x"))
     chunk, shards = _chunking(frame, block)
     spec = ArraySpec(
@@ -57,16 +57,16 @@ def create_map(store: Path, stored: StoredMap, frame: Frame, block: int, journal
     )
     scale = {"scale_factor": 1 / PROBABILITY_STEPS} if stored.kind == "probability" else {}
     attributes = {"patchdrive:kind": stored.kind, **scale, **map_attributes(frame, stored.fill, np.dtype(stored.dtype))}
-    ensure_array(group / "0" / "map", spec, attributes)
+    ensure_array(group / "0" / "map", spec, attributes, journal)
     _create_axes(group / "0", frame, journal)
 
 
-def place_map(store: Path, stored: StoredMap, window: Window, values: NDArray[Any], journal: Journal) -> None:
-    """Put one block of a map in place; `window` is in target pixels."""
+def place_map(store: Path, stored: StoredMap, window: Window, values: NDArray[Any], journal: Journal) -> dict[str, str]:
+    """Put one block of a map in place; `window` is in target pixels. Returns the digests of its files."""
     y, x = window.y // stored.stride, window.x // stored.stride
     area = (slice(y, y + values.shape[-2]), slice(x, x + values.shape[-1]))
     lead = () if stored.folder == "labels" else (slice(0, len(values)),)
-    journal.place(store / stored.path / "0" / "map", [((*lead, *area), values)])
+    return journal.place(store / stored.path / "0" / "map", [((*lead, *area), values)])
 
 
 def write_map(store: Path, stored: StoredMap, frame: Frame, values: NDArray[Any], journal: Journal) -> None:
@@ -78,7 +78,7 @@ def write_map(store: Path, stored: StoredMap, frame: Frame, values: NDArray[Any]
 def _create_axes(level: Path, frame: Frame, journal: Journal) -> None:
     if frame.transform is None:
         return
-    ensure_array(level / "spatial_ref", ArraySpec(shape=(), dtype="int64", chunks=()), spatial_ref_attributes(frame))
+    ensure_array(level / "spatial_ref", ArraySpec(shape=(), dtype="int64", chunks=()), spatial_ref_attributes(frame), journal)
     for axis, (values, attributes) in axes_of(frame).items():
         ensure_filled(level / axis, values, journal, attributes=attributes, names=(axis,))
 

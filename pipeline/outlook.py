@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.budget import show_bytes
-from patchdrive.pipeline.drive import model_drive, once
+from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.feed import FeedSettings
-from patchdrive.pipeline.glance import check, glance, make_plan
+from patchdrive.pipeline.glance import check, glance
 from patchdrive.pipeline.pictures import draw_plan, save_picture
 from patchdrive.pipeline.plan import Plan, coverage
 from patchdrive.pipeline.reads import tile_pixels, tile_uses, tiles_of
-from patchdrive.pipeline.run import step
+from patchdrive.pipeline.run import drive_of, step
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.store import store_name
 from patchdrive.pipeline.timings import Timings
@@ -37,16 +37,16 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
     Raises:
         PatchdriveError: what `run` would refuse, this refuses.
     """
-    timings = Timings()
+    timings, devices = Timings(), Devices(settings.device)
     if isinstance(model, DriveModel) and settings.max_patches is not None:
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model
     check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     view = glance(image, settings)
-    drive = model_drive(model, view, settings, timings) if isinstance(model, DriveModel) else once(make_plan(view, encoder.spec, settings))
-    plan = step(drive)
+    model.to(devices.first)
+    plan = step(drive_of(model, view, settings, devices, timings))
     assert isinstance(plan, Plan)
-    work = prepare(view, encoder.spec, plan, settings, None)
+    work = prepare(view, encoder, plan, settings, recorded=None, devices=devices)
     frame = work.feed.frame
     decoder = tile_decoder(image, frame.level.index)
     grid = decoder.grid(level=frame.level.index)

@@ -39,6 +39,10 @@ class ReadFrame:
         """True when target pixels are level pixels."""
         return self.step_y == self.step_x == 1.0
 
+    def made(self, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """Dtype of the patches cut from pixels `stored` so: float32 where several make one."""
+        return stored if self.exact or self.resampling == "nearest" else np.dtype(np.float32)
+
     def sources(self, y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
         """Level pixels that the patches at target pixels (y, x), each (n,), are made of.
 

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from patchdrive.pipeline import pictures
-from patchdrive.pipeline.components import feature_colors
+from patchdrive.pipeline.components import Table, feature_colors
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.pictures import Canvas
 from patchdrive.pipeline.plan import WORTH_READING
@@ -85,8 +85,9 @@ def figures(result: Result, rounds: Sequence[ResultRound], canvas: Canvas) -> It
             yield from _map(view, canvas)
     for name, found in result.objects.items():
         yield _objects(name, found, canvas)
-    if rounds and result.feature_arrays:
-        yield from _features(result, rounds, canvas)
+    for name, tables in result.tables.items():
+        if rounds and tables:
+            yield from _features(name if len(result.tables) > 1 else "", tables, rounds, canvas)
 
 
 def _is_validity(view: MapView, result: Result) -> bool:
@@ -228,22 +229,23 @@ def _objects(name: str, found: FoundObjects, canvas: Canvas) -> Figure:
     )
 
 
-def _features(result: Result, rounds: Sequence[ResultRound], canvas: Canvas) -> Iterator[Figure]:
-    found = feature_colors(result.feature_arrays)
+def _features(name: str, tables: Sequence[Table], rounds: Sequence[ResultRound], canvas: Canvas) -> Iterator[Figure]:
+    """The features of one of several models; of the only one, `name` is empty."""
+    found = feature_colors(tables)
     if found is None:
         return
     drawn = pictures.muted(canvas)
     for held, rows, colors in zip(rounds, found.rows, found.colors, strict=True):
         drawn = Canvas(pixels=pictures.paint_patches(drawn, held.plan, colors, rows), downsample=canvas.downsample)
-    columns = result.feature_arrays[0].shape[1]
+    columns, of = tables[0].shape[1], f" of {name}" if name else ""
     yield Figure(
-        name="features",
-        title="Features as colours",
+        name=f"features_{name}" if name else "features",
+        title=f"Features{of} as colours",
         caption=(
-            f"The {columns} features of each patch as one colour: their first three principal components as red, green and blue "
+            f"The {columns} features{of} of each patch as one colour: their first three principal components as red, green and blue "
             f"({sum(found.share):.0%} of the variance). Alike colours are alike to the model; the colours themselves mean nothing."
         ),
-        alt=f"Patches coloured by the first three principal components of their {columns} features",
+        alt=f"Patches coloured by the first three principal components of their {columns} features{of}",
         pixels=drawn.pixels,
     )
 

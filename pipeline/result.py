@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Result:
         folder = self.state_folder
         commits = sorted((folder / "commits" / str(index)).glob("*.json"))
         records = {int(path.stem): json.loads(path.read_text()) for path in commits}
-        if self.spec.vector is not None:
+        if self.spec.vectors:
             blocks = feature_blocks(plan, rows=ROWS)
         else:
             blocks = map_blocks(plan, edge=json.loads((folder / "sizes.json").read_text())["edge"], halo=self.spec.halo)
@@ -165,17 +166,31 @@ class Result:
         )
 
     @cached_property
-    def feature_arrays(self) -> tuple[zarr.Array[Any], ...]:
-        """(n, D) per round, unread; NaN where not computed. Empty for a model that makes maps."""
-        paths = (self.path / "tables").glob(f"{self.spec.name}_round*")
-        ordered = sorted(paths, key=lambda path: int(path.name.rpartition("round")[2]))
-        return tuple(zarr.open_array(store=path / "X", mode="r") for path in ordered)
+    def tables(self) -> Mapping[str, tuple[zarr.Array[Any], ...]]:
+        """By the name of the model that made them, (n, D) per round, unread; NaN where not computed. Empty for models that make maps."""
+        return {name: self._arrays(name) for name in self.spec.tables}
+
+    def _arrays(self, name: str) -> tuple[zarr.Array[Any], ...]:
+        rounds = {int(found[1]): path for path in (self.path / "tables").glob("*_round*") if (found := _round_of(path, name))}
+        return tuple(zarr.open_array(store=rounds[index] / "X", mode="r") for index in sorted(rounds))
 
     @property
     def features(self) -> NDArray[Any] | None:
-        """(n, D) of all rounds in the stored dtype, NaN where not computed; None for a model that makes maps. Reads them all."""
-        arrays = self.feature_arrays
-        return np.concatenate([np.asarray(array[:]) for array in arrays]) if arrays else None
+        """`features_of` the only, or the first, of `tables`; None for models that make maps, or where no round was begun."""
+        first = next((name for name, arrays in self.tables.items() if arrays), None)
+        return None if first is None else self.features_of(first)
+
+    def features_of(self, name: str) -> NDArray[Any]:
+        """(n, D) of all rounds of one of `tables` in the stored dtype, rows as in `patches`, NaN where not computed. Reads them all.
+
+        Raises:
+            StoreError: there is no such table.
+        """
+        arrays = self.tables.get(name, ())
+        if not arrays:
+            held = [one for one, found in self.tables.items() if found]
+            raise StoreError(f"{self.path.name} has no features of {name!r}; it has those of {held or 'nobody'}")
+        return np.concatenate([np.asarray(array[:]) for array in arrays])
 
     @cached_property
     def maps(self) -> Mapping[str, MapView]:
@@ -232,6 +247,10 @@ def open_result(store: Path | str) -> Result:
             f"{path} has layout {facts['schema']}, this version reads {SCHEMA}; open it with the version that wrote it, or run again"
         )
     return Result(path, facts, attributes.get("answers", {}))
+
+
+def _round_of(path: Path, name: str) -> re.Match[str] | None:
+    return re.fullmatch(rf"{re.escape(name)}_round(\d+)", path.name)
 
 
 def _objects(path: Path) -> FoundObjects:

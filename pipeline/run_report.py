@@ -48,6 +48,15 @@ class RunReport:
     """Largest allocation on the device."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     """Why rows were skipped or failed, with how often; or why the image failed."""
+    masked: Mapping[str, int] = field(default_factory=dict)
+    """Why patches were computed with holes (`on_error` mask), with how often."""
+    waited: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that one stage waited for another, `who_for_whom`: `infer_for_read` computing for pixels, `read_for_room` the readers
+    until computing had taken a batch, `infer_for_write` and `write_for_infer` likewise."""
+    device_busy: float = 0.0
+    """Share of the time from the first block to the last in which the devices computed."""
+    batch_size: int = 0
+    """Patches per batch at the end."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -59,9 +68,18 @@ class RunReport:
         return cls(**fields)
 
 
-def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: float, partial: bool) -> RunReport:
-    """The report of a run that ends now."""
-    counts = result.counts()
+def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: float, lanes: int, partial: bool) -> RunReport:
+    """The report of a run that ends now.
+
+    Args:
+        result: where its blocks are.
+        image: what was read.
+        timings: where time went.
+        coverage: of all plans.
+        lanes: devices at work.
+        partial: it is not at its end.
+    """
+    counts, seconds, sizes = result.counts(), timings.seconds(), result.sizes()
     status: Literal["done", "partial", "failed"] = "partial" if partial else "failed" if counts["failed"] else "done"
     return RunReport(
         source=image.source,
@@ -69,12 +87,16 @@ def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: fl
         status=status,
         **counts,
         coverage=round(coverage, 6),
-        seconds=timings.seconds(),
+        seconds=seconds,
         bytes_decoded=timings.bytes_of("decoded"),
         bytes_needed=timings.bytes_of("needed"),
         peak_host_bytes=peak_host_bytes(),
-        peak_device_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        peak_device_bytes=max((torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())), default=0),
         reasons=dict(sorted(result.reasons().items())),
+        masked=dict(sorted(result.masked().items())),
+        waited={**timings.waits(), "infer_for_read": seconds.get("read", 0.0)},
+        device_busy=round(seconds.get("infer", 0.0) / (lanes * seconds["compute"]), 4) if seconds.get("compute") else 0.0,
+        batch_size=sizes.batch_size if sizes is not None else 0,
     )
 
 

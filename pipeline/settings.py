@@ -7,13 +7,26 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from patchdrive.pipeline.cutter import OnError
+from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.readers.errors import SettingsError
 
 Select = Literal["grid", "topk"]
 Blend = Literal["box", "hann", "gaussian", "pyramid"]
 
-_HOW = ("memory", "device", "batch_size", "workers")
+_HOW = ("memory", "device", "device_memory", "batch_size", "workers", "patience", "shard")
 """Settings that say how to compute, not what."""
+
+
+_ABOVE_ZERO = (
+    "mpp",
+    "gsd",
+    "mpp_override",
+    "patch_size",
+    "max_patches",
+    "spacing",
+    *(name for name in _HOW if name not in {"device", "shard"}),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +61,25 @@ class RunSettings:
     """Weights where map patches overlap; None: gaussian, or box where they only share their halo."""
     all_classes: bool = False
     """Keep every class probability of a segmenter, not only the label and its probability."""
+    on_error: OnError = "fail"
+    """What becomes of patches whose pixels cannot be decoded: `fail`, `skip`, or `mask`: computed, with those pixels as invalid ones."""
     memory: int | None = None
     """Host bytes to stay under; None: half of what this process may have."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, or several that share the blocks: `cuda:0,1`."""
+    device_memory: float = 0.9
+    """Of each CUDA device: up to 1 a share of what is free there, above that bytes."""
     batch_size: int | None = None
-    """Patches per batch; None: 32, or fewer where the budget says so. Kept on resume."""
+    """Patches per batch; None: 32 (128 on CUDA), or fewer where the budgets say so. Kept on resume."""
     workers: int | None = None
     """Decode threads; None: the cores this process may use."""
+    patience: float = 300.0
+    """Seconds without a single decoded tile after which a source is given up."""
+    shard: Shard = WHOLE
+    """Which blocks are this process's, where several compute one image; the last of them finishes the store."""
 
     def __post_init__(self) -> None:
-        for name in ("mpp", "gsd", "mpp_override", "patch_size", "max_patches", "spacing", "memory", "batch_size", "workers"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise SettingsError(f"{name} must be above zero and finite, got {value}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.models.types import ModelSpec, OutputSpec
-from patchdrive.pipeline.batches import Dropped
+from patchdrive.pipeline.batches import Dropped, Holed
 from patchdrive.pipeline.infer import Values
 from patchdrive.pipeline.plan import Block, Plan
 from patchdrive.pipeline.settings import Blend
@@ -39,10 +39,14 @@ class Finished:
     """Which."""
     dropped: tuple[Dropped, ...]
     """Its rows that no model saw; rows owned by another block are counted there."""
+    holed: tuple[Holed, ...]
+    """Its rows that were computed with holes; likewise."""
+    batch_size: int
+    """Of the batches it was computed in."""
     rows: NDArray[np.int64]
     """(n,) rows computed."""
-    features: NDArray[np.float32] | None
-    """(n, D) one row per entry of `rows`; None for maps."""
+    features: Mapping[str, NDArray[Any]]
+    """Per vector output, (n, D) float32, one row per entry of `rows`; empty for maps."""
     maps: Mapping[str, MapPart]
     """Per map output."""
 
@@ -64,39 +68,56 @@ def window_weights(cells: int, blend: Blend) -> NDArray[np.float64]:
 
 def stitch(values: Iterator[Values], plan: Plan, spec: ModelSpec, blend: Blend, timings: Timings) -> Iterator[Finished]:
     """Join the values of each block; blocks come out in the order they came in."""
-    held: _Rows | _Square | None = None
+    held: list[_Rows | _Square] = []
     for value in values:
+        block = value.batch.block
         with timings.stage("stitch"):
-            if held is None:
-                held = _Rows(value.batch.block) if value.batch.block.window is None else _Square(value.batch.block, plan, spec, blend)
-            held.add(value)
+            if not held:
+                held.append(_Rows(block, spec) if block.window is None else _Square(block, plan, spec, blend))
+            held[0].add(value)
         if value.batch.last:
-            with timings.stage("stitch"):
-                finished = held.finish()
-            held = None
-            yield finished
+            yield _finish(held, timings)  # and keep no name for it: a block is large
+
+
+def _finish(held: list[_Rows | _Square], timings: Timings) -> Finished:
+    with timings.stage("stitch"):
+        return held.pop().finish()
 
 
 class _Rows:
-    """A block of a feature table in the making."""
+    """A block of every feature table in the making."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, spec: ModelSpec) -> None:
         self._block = block
         self._dropped: list[Dropped] = []
+        self._holed: list[Holed] = []
+        self._batch_size = 0
         self._rows: list[NDArray[np.int64]] = []
-        self._vectors: list[NDArray[Any]] = []
+        self._vectors: dict[str, list[NDArray[Any]]] = {
+            output.name: [np.zeros((0, len(output.channels)), np.float32)] for output in spec.vectors
+        }
 
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
+        self._holed.extend(value.batch.holed)
+        self._batch_size = len(value.batch.pixels)
         if value.outputs:
-            (vectors,) = value.outputs.values()
             self._rows.append(value.batch.rows)
-            self._vectors.append(vectors)
+            for name, vectors in value.outputs.items():
+                self._vectors[name].append(vectors)
 
     def finish(self) -> Finished:
-        features = np.concatenate(self._vectors) if self._vectors else np.zeros((0, 0), np.float32)
+        features = {name: np.concatenate(vectors) for name, vectors in self._vectors.items()}
         rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
-        return Finished(block=self._block, dropped=tuple(self._dropped), rows=rows, features=features, maps={})
+        return Finished(
+            block=self._block,
+            dropped=tuple(self._dropped),
+            holed=tuple(self._holed),
+            batch_size=self._batch_size,
+            rows=rows,
+            features=features,
+            maps={},
+        )
 
 
 class _Square:
@@ -106,11 +127,15 @@ class _Square:
         assert block.window is not None
         self._block, self._plan, self._spec = block, plan, spec
         self._dropped: list[Dropped] = []
+        self._holed: list[Holed] = []
+        self._batch_size = 0
         self._rows: list[NDArray[np.int64]] = []
         self._sums = {output.name: _Sums(output, block.window, plan.side, blend) for output in spec.outputs}
 
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
+        self._holed.extend(value.batch.holed)
+        self._batch_size = len(value.batch.pixels)
         self._rows.append(value.batch.rows)
         for index, (row, place) in enumerate(zip(value.batch.rows.tolist(), value.batch.places.tolist(), strict=True)):
             y, x = int(self._plan.y[row]), int(self._plan.x[row])
@@ -123,8 +148,10 @@ class _Square:
         return Finished(
             block=self._block,
             dropped=tuple(drop for drop in self._dropped if drop.row in owned),
+            holed=tuple(hole for hole in self._holed if hole.row in owned),
+            batch_size=self._batch_size,
             rows=np.concatenate(self._rows),
-            features=None,
+            features={},
             maps={name: sums.finish() for name, sums in self._sums.items()},
         )
 

@@ -7,11 +7,10 @@ one record per committed block) and `<id>.done.json`, written last, the report.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,12 +23,15 @@ from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
 from patchdrive.pipeline.arrays import ensure_group
 from patchdrive.pipeline.drive import Outcome
+from patchdrive.pipeline.facts import begun, check_facts, done_path, remove_run
 from patchdrive.pipeline.glance import View
-from patchdrive.pipeline.journal import Journal, sweep, write_whole
+from patchdrive.pipeline.journal import Journal, StoreInUseError, digest_of
+from patchdrive.pipeline.lease import PACE, Pace
 from patchdrive.pipeline.map_arrays import create_map, place_map, write_map
 from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
 from patchdrive.pipeline.metadata import Frame
 from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
+from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.stitch import Finished, MapPart
 from patchdrive.readers import Image
 from patchdrive.readers.errors import ModelError, StoreError
@@ -51,7 +53,7 @@ class Round:
     blocks: tuple[Block, ...]
     """All of them."""
     todo: tuple[Block, ...]
-    """Those without a record."""
+    """Those of our shard without a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,20 @@ class ResultStore:
         self._maps: dict[str, tuple[OutputSpec, tuple[StoredMap, ...]]] = {}
 
     @classmethod
-    def open(cls, path: Path, spec: ModelSpec, facts: Mapping[str, Any], *, overwrite: bool, all_classes: bool) -> Self:
+    def open(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        facts: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        all_classes: bool,
+        shard: Shard = WHOLE,
+        pace: Pace = PACE,
+    ) -> Self:
         """Create the store, or take up where an earlier run with the same facts left off.
+
+        Of several processes that open a new store, the first stands in its door until it has begun the first round.
 
         Args:
             path: `<id>.zarr`.
@@ -94,28 +108,31 @@ class ResultStore:
             facts: everything that decides the answer, as plain JSON: source identity, model digest, settings.
             overwrite: start anew whatever is there.
             all_classes: keep every class probability.
+            shard: which part of the blocks is ours, where several processes compute one image.
+            pace: of the lease.
 
         Raises:
-            StoreError: the store holds another run; names the facts that differ. Or it is in use.
+            StoreError: the store holds another run; names the facts that differ.
+            StoreInUseError: another process does our part, or works on the store in a way that does not go with it.
         """
         if path.suffix != ".zarr":
             raise StoreError(f"a store's name ends in .zarr, got {path.name}")
-        journal = Journal(path.with_suffix(".patchdrive"))
+        journal = Journal(path.with_suffix(".patchdrive"), shard=shard, pace=pace)
         with ExitStack() as refused:
             refused.callback(journal.close)
-            # A run that never began a round holds nothing worth keeping; records without their store are worth nothing.
-            begun = (journal.folder / "plans" / "0.json").exists() and (path / "zarr.json").exists()
-            if overwrite or not begun:
-                _remove(path, journal.folder, anything=overwrite)
-            _check_facts(path, journal, {"schema": SCHEMA, **facts})
-            sweep(path)
+            if overwrite or not begun(journal):
+                if journal.others():
+                    raise StoreInUseError(f"{path} cannot be started anew while other shards of it are at work; wait for them, or end them")
+                remove_run(journal, anything=overwrite)
+            check_facts(journal, {"schema": SCHEMA, **facts})
+            if begun(journal):
+                journal.leave_door()
+            else:
+                ensure_group(path, {"patchdrive": {"schema": SCHEMA, **facts}}, journal)
+                for folder in ("images", "labels", "tables"):
+                    ensure_group(path / folder, {}, journal)
             refused.pop_all()
-        store = cls(path, spec, journal, all_classes=all_classes)
-        if store.report is None:
-            ensure_group(path, {"patchdrive": {"schema": SCHEMA, **facts}})
-            for folder in ("images", "labels", "tables"):
-                ensure_group(path / folder, {})
-        return store
+        return cls(path, spec, journal, all_classes=all_classes)
 
     def __enter__(self) -> Self:
         return self
@@ -126,20 +143,39 @@ class ResultStore:
     @property
     def report(self) -> dict[str, Any] | None:
         """The finished run's report, or None while there is work left."""
-        path = _done_path(self.path)
+        path = done_path(self.path)
         report: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
         return report
 
     def sizes(self) -> Sizes | None:
         """The recorded sizes, or None before the first round."""
         held = self._journal.read("sizes.json")
-        return None if held is None else Sizes(**held)
+        return None if held is None else Sizes(**{name: value for name, value in held.items() if name != "was"})
 
-    def put_view(self, view: View) -> None:
-        """What was seen of the image before any patch was read: the saliency, and a thumbnail for people."""
+    def shrink(self, sizes: Sizes) -> Sizes:
+        """Record a smaller batch, after the device ran out of memory; the sizes that hold from now on, for us and for the other shards.
+
+        Blocks committed before keep what they were computed with; `was` in `sizes.json` names those sizes.
+        """
+        with self._journal.door():
+            held = self._journal.read("sizes.json") or asdict(sizes)
+            if sizes.batch_size < held["batch_size"]:
+                was = [*held.get("was", ()), held["batch_size"]]
+                self._journal.write("sizes.json", {**held, "batch_size": sizes.batch_size, "was": was})
+        recorded = self.sizes()
+        return sizes if recorded is None else recorded
+
+    def put_view(self, view: View, models: Sequence[str] = ()) -> None:
+        """What was seen of the image before any patch was read: the saliency, and a thumbnail for people.
+
+        Args:
+            view: the image, seen small.
+            models: names by which `load_model` finds the models again, where they are known.
+        """
         if (self._journal.folder / "plans" / "0.json").exists():
             return  # begun before: what was seen then is what the plan was made of
-        self._journal.write("source.json", {"source": view.image.source, "reader": view.image.reader})
+        named = {"models": list(models)} if models else {}
+        self._journal.write("source.json", {"source": view.image.source, "reader": view.image.reader, **named})
         level, cell = view.saliency.level, view.thumbnail_cell
         saliency = OutputSpec(name="saliency", kind="probability", channels=("saliency",), colors=("FFFFFF",))
         self.put_map(saliency, view.saliency.map[None], view.saliency.mask, view.frame(level))
@@ -163,41 +199,63 @@ class ResultStore:
             tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", yx, score, self._journal)
         if outcome.answers:
             attributes = json.loads((self.path / "zarr.json").read_text())["attributes"]
-            ensure_group(self.path, {**attributes, "answers": {name: dict(classes) for name, classes in outcome.answers.items()}})
+            answers = {name: dict(classes) for name, classes in outcome.answers.items()}
+            ensure_group(self.path, {**attributes, "answers": answers}, self._journal)
 
     def begin_round(self, plan: Plan, frame: Frame, sizes: Sizes) -> Round:
-        """Make room for the plan's results, and say which blocks are still to be computed.
+        """Make room for the plan's results, and say which blocks are still to be computed. Sizes recorded before are kept.
 
         Raises:
             StoreError: an earlier run recorded another plan for this round.
         """
-        index, edge = len(self._rounds), sizes.edge
-        self._journal.write("sizes.json", {"batch_size": sizes.batch_size, "edge": edge})
+        with self._journal.door():
+            blocks = self._begin(plan, frame, sizes)
+        self._journal.leave_door()
+        index, share = len(self._rounds), self._journal.shard.share(len(blocks))
+        done = self._journal.recorded(index)
+        todo = tuple(block for block in blocks[share.start : share.stop] if block.index not in done)
+        self._rounds.append(Round(index=index, plan=plan, blocks=blocks, todo=todo))
+        return self._rounds[-1]
+
+    def _begin(self, plan: Plan, frame: Frame, sizes: Sizes) -> tuple[Block, ...]:
+        index, recorded = len(self._rounds), self.sizes()
+        if recorded is None:
+            self._journal.write("sizes.json", asdict(sizes))
+        edge = (recorded or sizes).edge
         record = self._journal.read(f"plans/{index}.json")
         if record is not None and record["digest"] != plan.digest:
             raise StoreError(
                 f"{self.path}: round {index} was planned otherwise before (source, model and settings agree, so the software differs); "
                 "start anew with --overwrite"
             )
-        blocks = feature_blocks(plan, rows=tables.ROWS) if self._spec.vector else map_blocks(plan, edge=edge, halo=self._spec.halo)
+        blocks = feature_blocks(plan, rows=tables.ROWS) if self._spec.vectors else map_blocks(plan, edge=edge, halo=self._spec.halo)
         if record is None:
             self._create_round(index, plan)
-        if self._spec.vector is None:
+        if not self._spec.vectors:
             self._create_maps(frame, edge)
         if record is None:
             self._journal.write(f"plans/{index}.json", {"digest": plan.digest, "rows": len(plan), "blocks": len(blocks)})
-        done = self._journal.committed(index)
-        round_ = Round(index=index, plan=plan, blocks=blocks, todo=tuple(block for block in blocks if block.index not in done))
-        self._rounds.append(round_)
-        return round_
+        return blocks
+
+    def whole(self, round_: Round) -> bool:
+        """Whether every block of the round has a record, whoever wrote it."""
+        return self._journal.recorded(round_.index).issuperset(block.index for block in round_.blocks)
+
+    def orphans(self, round_: Round) -> tuple[Block, ...]:
+        """Blocks of the round without a record whose shard nobody does: not begun, ended or dead. Ours to compute, or anybody's.
+
+        Two processes may compute one block: they place the same bytes. Each begins at another place, so that they rarely meet.
+        """
+        shard, done = self._journal.shard, self._journal.recorded(round_.index)
+        shares = [Shard(index, shard.count).share(len(round_.blocks)) for index in sorted(self._journal.absent_shards())]
+        left = [block for share in shares for block in round_.blocks[share.start : share.stop] if block.index not in done]
+        first = shard.share(len(left)).start
+        return (*left[first:], *left[:first])
 
     def _create_round(self, index: int, plan: Plan) -> None:
-        plans = self._journal.folder / "plans"
-        plans.mkdir(exist_ok=True)
-        plan.save(plans / f"{index}.npz")
-        vector = self._spec.vector
-        if vector is not None:
-            tables.create_table(self._table(index), plan, vector.channels, vector.dtype, self._journal)
+        self._journal.put(self._journal.folder / "plans" / f"{index}.npz", plan.save)
+        for name, vector in self._spec.tables.items():
+            tables.create_table(self._table(name, index), plan, vector.channels, vector.dtype, self._journal)
 
     def _create_maps(self, frame: Frame, edge: int) -> None:
         for output in self._spec.outputs:
@@ -213,13 +271,14 @@ class ResultStore:
         """Make one block permanent: its files first, then its record."""
         round_ = self._rounds[-1]
         block = finished.block
-        if finished.features is not None:
-            self._place_features(round_, finished)
+        files: dict[str, str] = {}
+        for name, vector in self._spec.tables.items():
+            files |= self._place_features(self._table(name, round_.index), vector, finished)
         for name, part in finished.maps.items():
             output, stored = self._maps[name]
             for one in stored:
                 assert block.window is not None
-                place_map(self.path, one, block.window, encode(output, part, one), self._journal)
+                files |= place_map(self.path, one, block.window, encode(output, part, one), self._journal)
         counts = Counter(drop.state for drop in finished.dropped)
         self._journal.commit(
             round_.index,
@@ -229,47 +288,68 @@ class ResultStore:
                 "skipped": counts["skipped"],
                 "failed": counts["failed"],
                 "dropped": [[drop.row, drop.state, drop.reason] for drop in finished.dropped],
+                "batch_size": finished.batch_size,
+                "masked": [[hole.row, hole.reason] for hole in finished.holed],
+                "files": files,
             },
         )
 
-    def _place_features(self, round_: Round, finished: Finished) -> None:
-        vector = self._spec.vector
-        assert vector is not None
-        assert finished.features is not None
+    def _place_features(self, table: Path, vector: OutputSpec, finished: Finished) -> dict[str, str]:
         rows = finished.block.rows
         start = int(rows[0])
         values = np.full((len(rows), len(vector.channels)), np.nan, vector.dtype)
         if len(finished.rows):
             with np.errstate(over="ignore"):
-                values[finished.rows - start] = finished.features
+                values[finished.rows - start] = finished.features[vector.name]
             lost = np.isinf(values).any(axis=1)
             if lost.any():
                 row = int(rows[np.nonzero(lost)[0][0]])
-                raise ModelError(f"{self._spec.name}: a feature of patch {row} does not fit {vector.dtype}; store another dtype")
-        self._journal.place(self._table(round_.index) / "X", [((slice(start, start + len(rows)), slice(0, values.shape[1])), values)])
+                raise ModelError(f"{self._spec.name}: {vector.name!r} of patch {row} does not fit {vector.dtype}; store another dtype")
+        return self._journal.place(table / "X", [((slice(start, start + len(rows)), slice(0, values.shape[1])), values)])
 
     def features(self, plan: Plan) -> zarr.Array[Any] | None:
-        """(n, D) features of the current round, as the store holds them: not read yet, NaN where not computed; None for map models."""
+        """(n, D) features of the current round, as the store holds them: not read yet, NaN where not computed; None for map models.
+
+        Of several tables, the first; a drive has one.
+        """
         round_ = self._rounds[-1]
         assert round_.plan is plan
-        if self._spec.vector is None:
-            return None
-        return zarr.open_array(store=self._table(round_.index) / "X", mode="r")
+        name = next(iter(self._spec.tables), None)
+        return None if name is None else zarr.open_array(store=self._table(name, round_.index) / "X", mode="r")
 
     def put_map(self, output: OutputSpec, values: NDArray[Any], valid: NDArray[np.bool_], frame: Frame) -> None:
         """A map that is there whole, (channel, height, width), on the frame it lies on."""
         for stored in stored_maps(output, all_classes=self._all_classes):
             write_map(self.path, stored, frame, encode(output, MapPart(values=values, valid=valid), stored), self._journal)
 
-    def finish(self, report: Mapping[str, Any]) -> None:
-        """Write the rows' states, and last of all the report: the run is done."""
-        for round_ in self._rounds:
-            if self._spec.vector is not None:
-                records = self._journal.committed(round_.index)
-                states = tables.states_of(len(round_.plan), round_.blocks, records)
-                tables.write_states(self._table(round_.index), states, self._journal)
-        self._journal.tidy()
-        write_whole(_done_path(self.path), json.dumps(report, indent=1) + "\n")
+    def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the rows' states, the digest of every file, and last of all the report: the run is done.
+
+        Returns:
+            The report that is in place: of several shards' that finish, the first's.
+        """
+        with self._journal.door():
+            held = self.report
+            if held is not None:
+                return held
+            assert all(self.whole(round_) for round_ in self._rounds)
+            for round_ in self._rounds:
+                if self._spec.vectors:
+                    records = self._journal.committed(round_.index)
+                    states = tables.states_of(len(round_.plan), round_.blocks, records)
+                    for name in self._spec.tables:
+                        tables.write_states(self._table(name, round_.index), states, self._journal)
+            self._journal.write("contents.json", self._contents())
+            self._journal.tidy()
+            self._journal.put_text(done_path(self.path), json.dumps(report, indent=1) + "\n")
+        return dict(report)
+
+    def _contents(self) -> dict[str, str]:
+        """SHA-256, hex, of every file that no record names, by its path in the store."""
+        records = (record for round_ in self._rounds for record in self._journal.committed(round_.index).values())
+        named = {name for record in records for name in record.get("files", ())}
+        files = {path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()}
+        return {name: digest_of(path) for name, path in files.items() if name not in named}
 
     def counts(self) -> dict[str, int]:
         """planned, done, skipped, failed over all rounds begun."""
@@ -284,52 +364,10 @@ class ResultStore:
         records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
         return Counter(f"{state}: {reason}" for record in records for _, state, reason in record["dropped"])
 
-    def _table(self, index: int) -> Path:
-        return self.path / "tables" / f"{self._spec.name}_round{index}"
+    def masked(self) -> Counter[str]:
+        """How often each reason left a hole in a patch that was computed."""
+        records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
+        return Counter(reason for record in records for _, reason in record.get("masked", ()))
 
-
-def _done_path(path: Path) -> Path:
-    return path.with_suffix(".done.json")
-
-
-def _remove(path: Path, state: Path, *, anything: bool) -> None:
-    """Start anew: drop what an earlier run left, or `anything`.
-
-    In this order, so that a kill at any point leaves what the next start drops too: the report, the plan, the store, its facts last.
-    """
-    if not (anything or (state / "run.json").exists()):
-        return
-    _done_path(path).unlink(missing_ok=True)
-    (state / "plans" / "0.json").unlink(missing_ok=True)
-    if path.exists():
-        shutil.rmtree(path)
-    for entry in sorted(state.iterdir(), key=lambda entry: entry.name == "run.json"):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != "lease":
-            entry.unlink()
-
-
-def _check_facts(path: Path, journal: Journal, facts: dict[str, Any]) -> None:
-    """Record the facts of a new run; refuse to mix them with another's."""
-    known = journal.read("run.json")
-    if known is None:
-        if path.exists() and any(path.iterdir()):
-            raise StoreError(f"{path} is there but its state {journal.folder.name} is not; move it away, or start anew with --overwrite")
-        _done_path(path).unlink(missing_ok=True)  # of a store that is no longer there
-        journal.write("run.json", facts)
-        return
-    differing = _differences(known, json.loads(json.dumps(facts)))
-    if differing:
-        raise StoreError(f"{path} holds another run: {'; '.join(differing)}. Write elsewhere with -o, or start anew with --overwrite.")
-
-
-def _differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
-    found: list[str] = []
-    for key in sorted(known.keys() | asked.keys()):
-        one, other = known.get(key), asked.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{prefix}{key}.")
-        elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
-            found.append(f"{prefix}{key} was {json.dumps(one)}, now {json.dumps(other)}")
-    return found
+    def _table(self, name: str, index: int) -> Path:
+        return self.path / "tables" / f"{name}_round{index}"

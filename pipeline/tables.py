@@ -7,7 +7,7 @@ obsm/spatial     (n, 2)   patch centres, level-0 pixels, (x, y) as that format h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from patchdrive.pipeline.plan import Block, Plan
 ROWS = 1024
 """Rows of a feature block, and of a chunk of X."""
 STATES = ("planned", "done", "skipped", "failed")
+_COLUMN_CHUNK = 1 << 20
+"""Rows of a chunk of obs, and rows made at a time: a table of ten million holds no more of them in memory than one of one million."""
+_SPATIAL_CHUNK, _MOST_CHUNKS = 1024, 1024
+"""Rows of a chunk of obsm, as long as that makes no more chunks than this: each is a file, made safe by itself."""
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _STRINGS = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 
@@ -36,16 +40,24 @@ def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, jou
         journal: through which it is written.
     """
     obs: dict[str, NDArray[Any]] = {"y": plan.y, "x": plan.x, "score": plan.score, "rank": plan.rank}
-    _create_frame(path, len(plan), obs=obs, order=(*obs, "state"), columns=columns, spatial=plan.centres[:, ::-1], journal=journal)
+
+    def spatial(rows: slice) -> NDArray[np.float64]:
+        return plan.centres_of(rows)[:, ::-1]
+
+    _create_frame(path, len(plan), obs=obs, order=(*obs, "state"), columns=columns, spatial=spatial, journal=journal)
     _categories(path / "obs" / "state", len(plan), STATES, journal)
     spec = ArraySpec(shape=(len(plan), len(columns)), dtype=dtype, chunks=(ROWS, len(columns)), fill=float("nan"))
-    ensure_array(path / "X", spec, _ARRAY)
+    ensure_array(path / "X", spec, _ARRAY, journal)
 
 
 def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: Journal) -> None:
     """A table of things found: `obsm/spatial` their centres, level-0 pixels (x, y); `obs/score`; X the score once more."""
     scores = score.astype(np.float32)
-    spatial = yx[:, ::-1].astype(np.float64)
+    yx = yx.astype(np.float64)
+
+    def spatial(rows: slice) -> NDArray[np.float64]:
+        return yx[rows, ::-1]
+
     _create_frame(path, len(scores), obs={"score": scores}, order=("score",), columns=("score",), spatial=spatial, journal=journal)
     ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
 
@@ -75,23 +87,53 @@ def _create_frame(
     obs: Mapping[str, NDArray[Any]],
     order: Sequence[str],
     columns: Sequence[str],
-    spatial: NDArray[np.float64],
+    spatial: Callable[[slice], NDArray[np.float64]],
     journal: Journal,
 ) -> None:
-    ensure_group(path, {"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    ensure_group(path, {"encoding-type": "anndata", "encoding-version": "0.1.0"}, journal)
     for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
-        ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"})
+        ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"}, journal)
     frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-    ensure_group(path / "obs", {**frame, "column-order": list(order)})
-    ensure_group(path / "var", {**frame, "column-order": []})
-    ensure_filled(path / "obs" / "_index", np.arange(rows).astype(str).astype(object), journal, attributes=_STRINGS)
+    ensure_group(path / "obs", {**frame, "column-order": list(order)}, journal)
+    ensure_group(path / "var", {**frame, "column-order": []}, journal)
+    column = max(1, min(rows, _COLUMN_CHUNK))
+    _fill(path / "obs" / "_index", ArraySpec(shape=(rows,), dtype="string", chunks=(column,), fill=""), _STRINGS, _names, journal)
     ensure_filled(path / "var" / "_index", np.array(columns, dtype=object), journal, attributes=_STRINGS)
     for name, values in obs.items():
-        ensure_filled(path / "obs" / name, values, journal, attributes=_ARRAY)
-    ensure_filled(path / "obsm" / "spatial", np.ascontiguousarray(spatial), journal, attributes=_ARRAY)
+        spec = ArraySpec(shape=(rows,), dtype=values.dtype.name, chunks=(column,))
+        _fill(path / "obs" / name, spec, _ARRAY, values.__getitem__, journal)
+    spec = ArraySpec(shape=(rows, 2), dtype="float64", chunks=(_spatial_chunk(rows), 2))
+    _fill(path / "obsm" / "spatial", spec, _ARRAY, spatial, journal)
+
+
+def _names(rows: slice) -> NDArray[Any]:
+    """Row numbers as text, 16 bytes each: an object array has a Python string for each."""
+    return np.arange(rows.start, rows.stop).astype(np.dtypes.StringDType())
+
+
+def _spatial_chunk(rows: int) -> int:
+    chunk = _SPATIAL_CHUNK
+    while chunk * _MOST_CHUNKS < rows:
+        chunk *= 2
+    return max(1, min(rows, chunk))
+
+
+def _fill(path: Path, spec: ArraySpec, attributes: dict[str, Any], make: Callable[[slice], NDArray[Any]], journal: Journal) -> None:
+    """An array that is written once, whole, from rows that are made some chunks at a time."""
+    ensure_array(path, spec, attributes, journal)
+    total, step = spec.shape[0], max(spec.chunks[0], _COLUMN_CHUNK)
+
+    def parts() -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+        for start in range(0, total, step):
+            rows = slice(start, min(start + step, total))
+            yield (rows, *(slice(0, extent) for extent in spec.shape[1:])), make(rows)
+
+    if total:
+        journal.place(path, parts())
 
 
 def _categories(path: Path, rows: int, names: Sequence[str], journal: Journal) -> None:
-    ensure_group(path, {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
+    ensure_group(path, {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}, journal)
     ensure_filled(path / "categories", np.array(names, dtype=object), journal, attributes=_STRINGS)
-    ensure_array(path / "codes", ArraySpec(shape=(rows,), dtype="int8", chunks=(max(1, min(rows, 1 << 20)),)), _ARRAY)
+    codes = ArraySpec(shape=(rows,), dtype="int8", chunks=(max(1, min(rows, _COLUMN_CHUNK)),))
+    ensure_array(path / "codes", codes, _ARRAY, journal)

@@ -15,6 +15,7 @@ class Timings:
         self._lock = threading.Lock()
         self._begin = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._waits: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
 
     @contextmanager
@@ -27,6 +28,22 @@ class Timings:
             spent = time.perf_counter() - begin
             with self._lock:
                 self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    @contextmanager
+    def waiting(self, name: str, *, of: int = 1) -> Iterator[None]:
+        """Add the time spent inside to the wait called `name`, `who_for_whom`; where one `of` several threads waits, its share."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - begin) / of
+            with self._lock:
+                self._waits[name] = self._waits.get(name, 0.0) + spent
+
+    def waits(self) -> dict[str, float]:
+        """Seconds by wait."""
+        with self._lock:
+            return {name: round(value, 3) for name, value in sorted(self._waits.items())}
 
     def count(self, name: str, amount: int) -> None:
         """Add `amount` to the bytes called `name`."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-
-from patchdrive.models.types import ModelSpec
+from patchdrive.models.types import PatchModel
 from patchdrive.pipeline.budget import Needs, allot, cores, host_limit
+from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.feed import FeedSettings, batches_ahead
 from patchdrive.pipeline.glance import View, layout_of, pick_channels
-from patchdrive.pipeline.infer import pick_device
 from patchdrive.pipeline.plan import Plan
 from patchdrive.pipeline.pool import TILE_BYTES
 from patchdrive.pipeline.reads import read_frame
@@ -28,30 +26,40 @@ class Work:
     """How a plan is computed."""
 
     feed: FeedSettings
-    """How it is read."""
+    """How it is read, in each lane."""
     blend: Blend
     """How map patches are joined."""
-    device: torch.device
-    """Where it is computed."""
     sizes: Sizes
     """What memory decided; recorded."""
 
+    def resized(self, sizes: Sizes) -> Work:
+        """The same in batches of another size."""
+        return replace(self, feed=replace(self.feed, batch_size=sizes.batch_size), sizes=sizes)
 
-def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, recorded: Sizes | None) -> Work:
+
+def prepare(view: View, model: PatchModel, plan: Plan, settings: RunSettings, *, recorded: Sizes | None, devices: Devices) -> Work:
     """Share the memory out over this plan.
+
+    Args:
+        view: what is read.
+        model: what computes; on the devices.
+        plan: which patches.
+        settings: of the run.
+        recorded: what was decided before, by this run or one that it resumes.
+        devices: where it computes.
 
     Raises:
         BudgetError: it does not fit; says how much would.
         ModelError: the model does not eat this image's channels.
-        SettingsError: there is no such device.
     """
-    image = view.image
+    image, spec = view.image, model.spec
     frame = read_frame(image.levels, plan.grid, plan.side, spec.resampling)
     channels = pick_channels(image, spec)
     layout = layout_of(spec, settings)
-    fixed = view.saliency.map.nbytes + view.saliency.mask.nbytes + len(plan) * _PLAN_ROW_BYTES
     grid = tile_decoder(image, frame.level.index).grid(level=frame.level.index)
-    workers = settings.workers or cores()
+    lanes = len(devices.each)
+    workers = max(1, (settings.workers or cores()) // lanes)
+    footprint = devices.footprint(model, side=plan.side, dtype=frame.made(image.dtype))
     needs = Needs(
         frame=frame,
         grid=grid,
@@ -60,7 +68,9 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
         stored=len(image.channels),
         dtype=image.dtype,
         batches=1 + batches_ahead(workers),
-        fixed=fixed + grid.rows * grid.columns * TILE_BYTES,
+        lanes=lanes,
+        computing=devices.host(footprint),
+        fixed=view.nbytes + len(plan) * _PLAN_ROW_BYTES + lanes * grid.rows * grid.columns * TILE_BYTES + image.cache_bytes,
     )
     allotment = allot(
         needs,
@@ -68,6 +78,7 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
         batch_size=settings.batch_size if recorded is None else recorded.batch_size,
         edge=None if recorded is None else recorded.edge,
         workers=workers,
+        most=devices.most(footprint, settings.device_memory),
     )
     return Work(
         feed=FeedSettings(
@@ -77,8 +88,10 @@ def prepare(view: View, spec: ModelSpec, plan: Plan, settings: RunSettings, reco
             batch_size=allotment.batch_size,
             pool_bytes=allotment.pool_bytes,
             workers=allotment.workers,
+            on_error=settings.on_error,
+            patience=settings.patience,
+            pinned=devices.first.type == "cuda",
         ),
         blend=settings.blend or default_blend(layout.side - layout.stride, layout.halo),
-        device=pick_device(settings.device),
         sizes=Sizes(batch_size=allotment.batch_size, edge=allotment.edge),
     )

@@ -15,6 +15,10 @@ class ReadError(PatchdriveError):
     """A source opened, but these pixels cannot be decoded."""
 
 
+class StalledError(ReadError):
+    """A source does not answer any more."""
+
+
 class WindowError(PatchdriveError):
     """A window is empty, or overhangs the level it is read from."""
 

@@ -82,6 +82,11 @@ class Image(Protocol):
         ...
 
     @property
+    def cache_bytes(self) -> int:
+        """What the library underneath may keep of decoded pixels by itself: charged to the budget of a run."""
+        ...
+
+    @property
     def color_profile(self) -> bytes | None:
         """ICC profile of the pixels as stored; None where the source has none. It is never applied."""
         ...

@@ -20,6 +20,7 @@ class MemoryImage:
     """Arrays as an Image. Levels are (height, width, channel), finest first; the first level is never copied."""
 
     reader = "memory"
+    cache_bytes = 0
     codec = "none"
     color_profile: bytes | None = None
 

@@ -52,6 +52,7 @@ class MultiscaleImage:
     """
 
     reader = "multiscale"
+    cache_bytes = 0
     color_profile: bytes | None = None
 
     def __init__(self, path: str | Path, *, plane: Mapping[str, int] | None = None) -> None:

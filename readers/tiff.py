@@ -42,6 +42,7 @@ class TiffImage:
     """
 
     reader = "tiff"
+    cache_bytes = 0
 
     def __init__(self, path: str | Path, *, opened: OpenedTiff | None = None) -> None:
         """Map the file and read its directories; no pixel is decoded.

@@ -224,8 +224,10 @@ def test_sigkill_and_sigterm_cost_at_most_the_block_in_hand(command, tmp_path):
 def test_a_store_in_use_says_try_again(command, tmp_path):
     first = command(tmp_path / "out")
     wait_for_commits(tmp_path / "out", first, 1)
+    first.send_signal(signal.SIGSTOP)  # it stands still, and lives
     second = command(tmp_path / "out")
     _, said = second.communicate(timeout=60)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 75
     assert "in use" in said
     assert first.wait(timeout=120) == 0

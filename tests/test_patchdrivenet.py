@@ -324,8 +324,7 @@ class TestModel:
             assert ModelSpec.from_dict(spec.to_dict()) == spec
         assert [o.name for o in model.glance.spec.outputs] == ["features", "score"]
         given = model.encoder(torch.zeros(2, 3, 64, 64))
-        vector = model.encoder.spec.vector
-        assert vector is not None
+        (vector,) = model.encoder.spec.vectors
         assert given[vector.name].shape == (2, len(vector.channels))
         sized = patchdrivenet(dataclasses.replace(SMALL, pixel_size=0.5, unit="um"))
         assert (sized.encoder.spec.pixel_size, sized.glance.spec.pixel_size) == (0.5, 4.0)

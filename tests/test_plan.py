@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchdrive.pipeline import plan as plan_module
+from patchdrive.pipeline import ranks as ranks_module
+from patchdrive.pipeline import squares as squares_module
 from patchdrive.pipeline.plan import (
     SQUARE,
     Layout,
@@ -21,6 +26,7 @@ from patchdrive.pipeline.plan import (
     positions,
     target_grid,
 )
+from patchdrive.pipeline.ranks import best_first
 from patchdrive.readers import Level
 
 
@@ -84,6 +90,89 @@ def touched(first: int, side: int, fine: float, coarse: float, extent: int) -> l
     return hit or [extent - 1]
 
 
+def all_at_once(grid: Level, coarse: Saliency, layout: Layout) -> Plan:
+    """The twin of `plan_grid`: every candidate in one matrix, sorted afterwards."""
+    ys, xs = positions(grid.height, layout), positions(grid.width, layout)
+    core, level = layout.side - 2 * layout.halo, coarse.level
+
+    def spans(first: np.ndarray, fine: float, by: float, extent: int) -> list[tuple[int, int]]:
+        begin = np.clip(np.floor((first + layout.halo) * fine / by + 1e-6), 0, extent - 1)
+        end = np.clip(np.ceil((first + layout.halo + core) * fine / by - 1e-6), begin + 1, extent)
+        return list(zip(begin.astype(int).tolist(), end.astype(int).tolist(), strict=True))
+
+    rows = spans(ys, grid.downsample_y, level.downsample_y, level.height)
+    columns = spans(xs, grid.downsample_x, level.downsample_x, level.width)
+    by_rows = np.stack([coarse.map[a:b].sum(axis=0, dtype=np.float64) for a, b in rows])
+    area = np.outer([b - a for a, b in rows], [b - a for a, b in columns])
+    score = np.stack([by_rows[:, a:b].sum(axis=1) for a, b in columns], axis=1) / area
+    worth = np.array([[bool((coarse.map[a:b, c:d] >= 0.5).any()) for c, d in columns] for a, b in rows])
+    row, column = np.nonzero(worth)
+    return sorted_whole(ys[row], xs[column], score[row, column].astype(np.float32), layout.side, grid)
+
+
+def sorted_whole(y: np.ndarray, x: np.ndarray, score: np.ndarray, side: int, grid: Level) -> Plan:
+    order = np.lexsort((x, y, x // SQUARE, y // SQUARE))
+    rank = np.empty(len(y), np.int64)
+    rank[np.argsort(-score[order], kind="stable")] = np.arange(len(y))
+    return Plan(y=y[order], x=x[order], score=score[order], rank=rank, side=side, grid=grid)
+
+
+def greedy(grid: Level, coarse: Saliency, layout: Layout, count: int, spacing: int) -> Plan:
+    """The twin of `plan_topk`: all candidates sorted, each compared with all that were taken."""
+    every = all_at_once(grid, coarse, Layout(side=layout.side, stride=max(1, layout.side // 4), halo=layout.halo))
+    taken: list[int] = []
+    for row in np.lexsort((every.x, every.y, -every.score)).tolist():
+        apart = [max(abs(every.y[row] - every.y[other]), abs(every.x[row] - every.x[other])) for other in taken]
+        if len(taken) < count and all(distance >= spacing for distance in apart):
+            taken.append(row)
+    return sorted_whole(every.y[taken], every.x[taken], every.score[taken], layout.side, grid)
+
+
+def some_saliency(level0: Level, seed: int) -> Saliency:
+    """Noise, a plateau of equal scores, or almost nothing."""
+    rng = np.random.default_rng(seed)
+    values = rng.random((min(level0.height, int(rng.integers(1, 60))), min(level0.width, int(rng.integers(1, 60)))))
+    values[values > 0.6] = (0.9, 0.7, 1.0)[seed % 3]
+    return saliency(level0, values * (rng.random(values.shape) < (1.0, 0.05)[seed % 2]))
+
+
+@pytest.fixture(params=[1 << 18, 7], ids=["at once", "few at a time"])
+def at_once(request, monkeypatch):
+    for module in (plan_module, ranks_module, squares_module):
+        monkeypatch.setattr(module, "AT_ONCE", request.param)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("seed", range(12))
+def test_square_by_square_gives_the_plan_of_all_at_once(seed):
+    rng = np.random.default_rng(seed)
+    level0 = base(int(rng.integers(1, 12000)), int(rng.integers(1, 12000)))
+    grid = target_grid(level0, *rng.choice([1.0, 1.0, 2.0003, 0.7], 2).tolist())
+    halo, side = int(rng.choice([0, 16])), int(rng.choice([128, 250, 600]))
+    layout = Layout(side=side, stride=int(rng.integers(90, side - 2 * halo + 1)), halo=halo)
+    coarse = some_saliency(level0, seed)
+    assert plan_grid(grid, coarse, layout).digest == all_at_once(grid, coarse, layout).digest
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spacing", [50, 120, 301])
+def test_the_best_few_are_those_of_all_candidates_sorted(seed, spacing):
+    level0 = base(1500 + 300 * seed, 2600 - 200 * seed)
+    grid, coarse, layout = target_grid(level0, 1.0, 1.0), some_saliency(level0, seed), Layout(side=200, stride=200)
+    for count in (1, 9, 400):
+        plan = plan_topk(grid, coarse, layout, count=count, spacing=spacing)
+        assert plan.digest == greedy(grid, coarse, layout, count, spacing).digest
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, -0.0, 1.0, 0.5, -2.0, 1e-40, float("nan"), float("inf"), float("-inf")]) | st.floats(width=32))
+)
+def test_best_first_is_a_stable_sort_of_the_scores(scores):
+    score = np.array(scores, np.float32)
+    np.testing.assert_array_equal(best_first(score), np.argsort(-score, kind="stable"))
+
+
 def test_rows_are_ordered_by_square_then_row_major():
     rng = np.random.default_rng(0)
     grid = target_grid(base(20000, 20000), 1.0, 1.0)
@@ -116,8 +205,10 @@ def test_coverage_counts_valid_area_once():
     assert coverage([left, left], coarse) == 0.5
 
 
-@given(seed=st.integers(0, 200), halo=st.sampled_from([0, 16]), edge=st.sampled_from([512, 1024]))
-@settings(max_examples=40, deadline=None)
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("edge", [128, 512, 1024])
+@pytest.mark.parametrize("halo", [0, 16])
+@pytest.mark.parametrize("seed", range(6))
 def test_map_blocks_hold_every_patch_that_touches_them_and_own_each_once(seed, halo, edge):
     rng = np.random.default_rng(seed)
     grid = target_grid(base(int(rng.integers(300, 4000)), int(rng.integers(300, 4000))), 1.0, 1.0)
@@ -139,12 +230,25 @@ def test_map_blocks_hold_every_patch_that_touches_them_and_own_each_once(seed, h
             and plan.x[row] + halo + core > block.window.x
         ]
         assert block.rows.tolist() == expected
+        assert block.rows.dtype == block.owned.dtype == np.int64
 
 
 def test_feature_blocks_are_consecutive_rows():
     grid = target_grid(base(100, 100), 1.0, 1.0)
     plan = ordered(np.arange(2500) % 90, np.arange(2500) // 90, np.ones(2500, np.float32), 4, grid)
     assert [len(block.rows) for block in feature_blocks(plan)] == [1024, 1024, 452]
+
+
+def test_a_block_holds_no_rows_and_travels_with_its_own():
+    grid = target_grid(base(3000, 3000), 1.0, 1.0)
+    plan = plan_grid(grid, saliency(base(3000, 3000), np.ones((3, 3))), Layout(side=100, stride=60))
+    for block in (feature_blocks(plan)[1], map_blocks(plan, edge=512, halo=0)[7]):
+        data = pickle.dumps(block)
+        assert len(data) < 8 * 2 * len(block.rows) + 1000  # not the other blocks' rows, nor the plan
+        again = pickle.loads(data)
+        assert (again.index, again.window) == (block.index, block.window)
+        assert again.rows.tolist() == block.rows.tolist()
+        assert again.owned.tolist() == block.owned.tolist()
 
 
 def test_an_empty_plan_has_no_blocks():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from patchdrive.models.digest import module_digest
 from patchdrive.models.types import ModelSpec, OutputSpec
+from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.batches import Batch
 from patchdrive.pipeline.infer import Values
 from patchdrive.pipeline.plan import Layout, map_blocks, ordered, positions, target_grid
 from patchdrive.pipeline.stitch import stitch, window_weights
 from patchdrive.pipeline.timings import Timings
-from patchdrive.readers import Level
+from patchdrive.readers import Level, MemoryImage
 
 BASE = Level(index=0, height=700, width=650, downsample_y=1.0, downsample_x=1.0, tile_height=256, tile_width=256)
 
@@ -42,6 +48,7 @@ def as_values(blocks, values, batch=8):
                     pixels=np.zeros((batch, 1, 1, 1)),
                     valid=None,
                     dropped=(),
+                    holed=(),
                     last=last,
                 ),
                 outputs={"m": values[rows]},
@@ -87,3 +94,55 @@ def test_every_cell_has_weight_and_weights_are_symmetric(blend, cells):
     assert weight.min() >= 1e-3
     np.testing.assert_allclose(weight, weight[::-1, ::-1])
     np.testing.assert_allclose(weight, weight.T)
+
+
+class SmallNetwork(nn.Module):
+    """A PatchModel: three convolutions of 3 x 3, so that a pixel's answer depends on three pixels around it."""
+
+    def __init__(self, halo):
+        super().__init__()
+        output = OutputSpec(name="answer", kind="image", channels=("answer",), halo=halo)
+        self.spec = ModelSpec(name="small", channels=3, size=96, scale=1 / 255, fill=200.0, outputs=(output,))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.layers = nn.Sequential(*(nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairwise((3, 16, 16, 4))))
+
+    @property
+    def digest(self):
+        return module_digest(self, self.spec.to_dict())
+
+    def forward(self, pixels):
+        return {"answer": self.layers(pixels).sum(dim=1, keepdim=True)}
+
+
+def run_and_whole(tmp_path, *, halo, overlap, blend):
+    """What a run joins, and what the network gives of the whole image at once, surrounded by the fill."""
+    pixels = np.random.default_rng(5).integers(0, 256, (301, 410, 3), np.uint8)
+    network = SmallNetwork(halo)
+    around = np.pad(pixels, ((8, 8), (8, 8), (0, 0)), constant_values=200)
+    with torch.inference_mode():
+        whole = network(network.spec.normalise(torch.from_numpy(around)[None]))["answer"][0, 0, 8:-8, 8:-8].numpy()
+    settings = RunSettings(saliency="valid", overlap=overlap, blend=blend, device="cpu")
+    run(MemoryImage([pixels]), network, tmp_path / "run.zarr", settings=settings)
+    joined = open_result(tmp_path / "run.zarr").maps["answer"].values()
+    assert not np.ma.getmaskarray(joined).any()  # every pixel of every patch outside its halo has weight
+    return joined.data[0], whole
+
+
+def test_a_halo_of_the_receptive_field_gives_whole_image_inference_to_the_bit(tmp_path):
+    joined, whole = run_and_whole(tmp_path, halo=3, overlap=6, blend=None)
+    assert len(np.unique(whole)) > 10000
+    np.testing.assert_array_equal(joined, whole)
+
+
+@pytest.mark.parametrize("blend", ["box", "hann", "gaussian", "pyramid"])
+def test_without_a_halo_only_what_is_near_a_border_of_a_patch_differs(tmp_path, blend):
+    joined, whole = run_and_whole(tmp_path, halo=0, overlap=32, blend=blend)
+    differ = np.abs(joined - whole) > 1e-5
+    assert differ.any()
+    near = np.zeros(whole.shape, bool)
+    for axis, extent in enumerate(whole.shape):
+        for first in positions(extent, Layout(side=96, stride=64)).tolist():
+            for border in (first, first + 96):
+                near[(slice(None),) * axis + (slice(max(0, border - 3), border + 3),)] = True
+    assert not differ[~near].any()
