@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.ready
 PEERS  := $(VENV)/peers
 FIELD  := $(VENV)/peers-engine
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow lint bench chaos docs clean
 
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14)) or print("python", sys.version.split()[0])' \
@@ -51,6 +51,11 @@ $(FIELD)/.ready: benchmarks/engine-peers.txt | $(STAMP)
 # make bench NAME=read, or NAME=read ARGS=--quick
 bench: $(VENV)/.bench $(if $(filter engine,$(NAME)),$(FIELD)/.ready)
 	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+# SIGKILL at N random instants, and the same bytes each time
+N ?= 200
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py $(N)
 
 docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

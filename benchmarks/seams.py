@@ -34,6 +34,8 @@ DATA = Path(os.environ.get("PATCHDRIVE_DATA", Path(__file__).resolve().parents[2
 SIDE, REACH, WIDTH = 256, 3, 16
 """Of a patch, pixels; of the network's receptive field beyond a pixel; feature channels."""
 
+Answer = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -77,7 +79,7 @@ class SmallNetwork(nn.Module):
         return {"answer": self.layers(pixels)}
 
 
-def whole(image: Image, network: SmallNetwork) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def whole(image: Image, network: SmallNetwork) -> Answer:
     """The network's answer to the whole image at once, (height, width), and where the image is valid."""
     window = image.levels[0].window
     pixels, valid = image.read(window), image.read_mask(window)
@@ -97,10 +99,10 @@ def planned_cores(plan: Plan, halo: int) -> NDArray[np.bool_]:
     return inside
 
 
-def measure(image: Image, source: Source, blend: Blend, overlap: int, halo: int) -> dict[str, Any]:
-    """One run, compared with whole-image inference."""
+def measure(image: Image, source: Source, answer: Answer, way: tuple[Blend, int, int]) -> dict[str, Any]:
+    """One run, joined in one way (blend, overlap, halo), compared with whole-image inference."""
+    (blend, overlap, halo), (wanted, valid) = way, answer
     network = SmallNetwork(len(image.channels), source, halo)
-    wanted, valid = whole(image, network)
     settings = RunSettings(saliency="valid", overlap=overlap, blend=blend, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "run.zarr"
@@ -129,20 +131,15 @@ def measure(image: Image, source: Source, blend: Blend, overlap: int, halo: int)
 def show(found: list[dict[str, Any]]) -> None:
     """A table: the largest difference for each way of joining."""
     names = list(dict.fromkeys(one["image"] for one in found))
-    print(
-        f"\nlargest difference from whole-image inference / the same {REACH} pixels away from the image's own edge (pixels that differ)\n"
-    )
+    print("\nlargest difference from whole-image inference / without the pixels at the image's own edge (share of pixels that differ)\n")
     print("| joined by | " + " | ".join(f"{name}, answers span {one_of(found, name)['range']:.3g}" for name in names) + " |")
     print("|---|" + "---|" * len(names))
     for way in dict.fromkeys((one["blend"], one["overlap"], one["halo"]) for one in found):
         blend, overlap, halo = way
         cells = [one for name in names for one in found if one["image"] == name and (one["blend"], one["overlap"], one["halo"]) == way]
         label = f"halo {halo}" if halo else f"{blend}, overlap {overlap}"
-        print(
-            f"| {label} | "
-            + " | ".join(f"{one['largest']:.3g} / {one['largest_within']:.3g} ({one['differing']:.2%})" for one in cells)
-            + " |"
-        )
+        told = [f"{one['largest']:.3g} / {one['largest_within']:.3g} ({one['differing']:.2%})" for one in cells]
+        print(f"| {label} | " + " | ".join(told) + " |")
     print(f"\npixels of planned patches without a value: {sum(one['without_value'] for one in found)}")
     print(f"pixels with a value outside planned patches or the valid area: {sum(one['beyond'] for one in found)}")
 
@@ -159,9 +156,9 @@ def main() -> int:
     found = []
     for source in SOURCES[1:2] if given.quick else SOURCES:
         image = open_image(str(DATA / source.path))
+        answer = whole(image, SmallNetwork(len(image.channels), source, 0))
         ways: list[tuple[Blend, int, int]] = [(blend, overlap, 0) for overlap in (0, 64, 128) for blend in get_args(Blend)]
-        for blend, overlap, halo in [*ways, ("box", 2 * REACH, REACH)]:
-            found.append(measure(image, source, blend, overlap, halo))
+        found += [measure(image, source, answer, way) for way in (*ways, ("box", 2 * REACH, REACH))]
         image.close()
         print(f"  {source.name}", file=sys.stderr, flush=True)
     show(found)

@@ -11,14 +11,15 @@ from torch import Tensor
 from patchdrive.models.types import ModelSpec, PatchModel
 
 
-def answer(model: PatchModel, pixels: Tensor) -> Mapping[str, Tensor]:
+def answer(model: PatchModel, pixels: Tensor, *, in_place: bool = False) -> Mapping[str, Tensor]:
     """What `model` gives for pixels as `ModelSpec.arrange` leaves them; they are standardised here.
 
     Args:
         model: whose spec says how.
         pixels: [n, channels, size, size] float32 stored values. The model may be handed this very tensor.
+        in_place: standardise there; nobody else needs the stored values.
     """
-    eaten = model.spec.standardise(pixels)
+    eaten = model.spec.standardise(pixels, in_place=in_place)
     if model.spec.channels_last and pixels.device.type == "cuda":
         eaten = eaten.contiguous(memory_format=torch.channels_last)
     with precision(model.spec, pixels.device):

@@ -143,18 +143,23 @@ class ModelSpec:
         return self.standardise(self.arrange(stored))
 
     @staticmethod
-    def arrange(stored: Tensor) -> Tensor:
-        """Stored pixels (n, size, size, channels) of any dtype to float32 (n, channels, size, size), values as they are."""
-        return stored.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    def arrange(stored: Tensor, *, into: Tensor | None = None) -> Tensor:
+        """Stored pixels (n, size, size, channels) of any dtype to float32 (n, channels, size, size), values as they are.
 
-    def standardise(self, pixels: Tensor) -> Tensor:
+        Written `into` a tensor of that shape where one is given: fresh pages cost more than the pixels.
+        """
+        pixels = stored.permute(0, 3, 1, 2)
+        return pixels.to(torch.float32, memory_format=torch.contiguous_format) if into is None else into.copy_(pixels)
+
+    def standardise(self, pixels: Tensor, *, in_place: bool = False) -> Tensor:
         """Arranged pixels (n, channels, size, size) to (v * scale - mean) / std; the same tensor where that changes nothing."""
+        out = pixels if in_place else None
         if self.scale != 1.0:
-            pixels = pixels * self.scale
+            pixels = torch.mul(pixels, self.scale, out=out)
         if self.mean:
-            pixels = pixels - pixels.new_tensor(self.mean).view(1, -1, 1, 1)
+            pixels = torch.sub(pixels, pixels.new_tensor(self.mean).view(1, -1, 1, 1), out=out)
         if self.std:
-            pixels = pixels / pixels.new_tensor(self.std).view(1, -1, 1, 1)
+            pixels = torch.div(pixels, pixels.new_tensor(self.std).view(1, -1, 1, 1), out=out)
         return pixels
 
     def to_dict(self) -> dict[str, Any]:

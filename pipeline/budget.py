@@ -17,6 +17,8 @@ from patchdrive.readers.tiles import TileGrid
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _EDGES = (4096, 2048, 1024, 512)
+_BLOCK_SHARE = 3
+"""A map block takes at most one part in so many of the memory: what else is held must not shrink for it."""
 _BATCH_PIXELS = 2**16
 """Per patch of the largest batch: 32 patches of more than 2 Mpx together are no faster, and what a model makes of them is large."""
 _POOL_CAP = 512 * 2**20
@@ -176,7 +178,7 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
         needs: what the run's buffers depend on.
         memory: host bytes for them all.
         batch_size: asked for or recorded; None: the largest power of two up to `most` that fits, and that keeps a batch small enough.
-        edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or as many as fit.
+        edge: recorded side of a map block, target pixels; None: 4096 cells of the finest map, or fewer where a block would be large.
         workers: threads wanted in each lane; fewer where the budget says so, which changes no answer.
         most: patches in a batch at most, where it is not said how many.
 
@@ -187,7 +189,9 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
     usual = [size for size in sizes if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS * sizes[0]]
     batches = [batch_size] if batch_size is not None else usual
     finest = min(output.stride for output in needs.spec.outputs)
-    edges = [edge] if edge is not None else [cells * finest for cells in _EDGES]
+    usual_edges = [cells * finest for cells in _EDGES]
+    small = [side for side in usual_edges if needs.block_bytes(side) <= memory // _BLOCK_SHARE]
+    edges = [edge] if edge is not None else small or usual_edges[-1:]
     for side in edges:
         for size in batches:
             left = (memory - needs.least(size, side)) // needs.lanes

@@ -48,6 +48,8 @@ class Engine:
     """Where time goes."""
     watcher: Watcher
     """Who looks on, and may wish to stop."""
+    held: int = 0
+    """Bytes that the drive holds by itself."""
 
     def carry_out(self, plan: Plan, *, to_its_end: bool) -> bool:
         """Compute and commit this process's blocks of a plan, the next round.
@@ -63,7 +65,8 @@ class Engine:
             BudgetError: the memory cannot hold one block, or the device one patch.
         """
         placed = self.devices.place(self.model)
-        work = prepare(self.view, self.model, plan, self.settings, recorded=self.result.sizes(), devices=self.devices)
+        recorded = self.result.sizes()
+        work = prepare(self.view, self.model, plan, self.settings, recorded=recorded, devices=self.devices, held=self.held)
         round_ = self.result.begin_round(plan, self.view.frame(plan.grid), work.sizes)
         self.watcher.began(len(plan), sum(len(block.owned) for block in round_.todo))
         todo: Sequence[Block] = round_.todo
@@ -88,7 +91,7 @@ class Engine:
         Where a batch does not fit on the device it is halved from then on, which is recorded, and the open blocks start again.
         """
         left = {block.index: block for block in blocks}
-        while left and not self.watcher.wants_stop():
+        while left:
             try:
                 with self.timings.stage("compute"), closing(self._compute(plan, list(left.values()), work, placed)) as finished:
                     for block in finished:

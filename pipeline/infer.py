@@ -23,6 +23,10 @@ Given = Mapping[str, Tensor]
 """What a model gave for a batch: a tensor per output, places that hold no patch included."""
 
 
+Begun = tuple[Batch, Callable[[], Given]]
+"""A batch, and how to wait for what the model gives for it."""
+
+
 class TooLargeError(BudgetError):
     """A batch does not fit on the device; a smaller one may."""
 
@@ -51,9 +55,9 @@ def infer(
         TooLargeError: a batch does not fit on the device.
     """
     turn = turn or nullcontext()
-    begin = _Cuda(model, device).begin if device.type == "cuda" else _begin_on_host(model, device)
+    begin = (_Cuda if device.type == "cuda" else _Host)(model, device).begin
     ahead = 1 if device.type == "cuda" else 0
-    begun: deque[tuple[Batch, Callable[[], Given]]] = deque()
+    begun: deque[Begun] = deque()
     for batch in batches:
         with timings.stage("infer"), turn:
             begun.append(begin(batch))
@@ -64,14 +68,20 @@ def infer(
 
 
 @torch.inference_mode()
-def compute(model: PatchModel, pixels: NDArray[Any], device: torch.device) -> Given:
+def compute(model: PatchModel, pixels: NDArray[Any], device: torch.device, *, into: Tensor | None = None) -> Given:
     """What `model` gives for stored pixels (n, side, side, channel), on the device.
+
+    Args:
+        model: which is there.
+        pixels: of a batch.
+        device: where.
+        into: a tensor there that receives what the model eats, (n, channel, side, side) float32; made where there is none.
 
     Raises:
         TooLargeError: they do not fit there.
     """
     try:
-        return answer(model, model.spec.arrange(torch.from_numpy(pixels).to(device)))
+        return answer(model, model.spec.arrange(torch.from_numpy(pixels).to(device), into=into), in_place=True)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _too_large(len(pixels), device, error) from None  # the traceback holds on to what does not fit
     except RuntimeError as error:
@@ -85,12 +95,24 @@ def _too_large(count: int, device: torch.device, error: BaseException) -> TooLar
     return TooLargeError(f"{count} patches at once do not fit on {device} ({said}); a smaller --patch-size or model may")
 
 
-def _begin_on_host(model: PatchModel, device: torch.device) -> Callable[[Batch], tuple[Batch, Callable[[], Given]]]:
-    def begin(batch: Batch) -> tuple[Batch, Callable[[], Given]]:
-        given = compute(model, batch.pixels, device) if len(batch.rows) else {}
-        return batch, lambda: given
+class _Host:
+    """Computes at once. What the model eats is written into one tensor again and again; what it hands back of it is copied."""
 
-    return begin
+    def __init__(self, model: PatchModel, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._eaten: Tensor | None = None
+
+    def begin(self, batch: Batch) -> Begun:
+        """Compute a batch."""
+        if not len(batch.rows):
+            return batch, dict
+        if self._eaten is None:
+            count, side, _, channels = batch.pixels.shape
+            self._eaten = torch.empty((count, channels, side, side), dtype=torch.float32, device=self._device)
+        given = compute(self._model, batch.pixels, self._device, into=self._eaten)
+        eaten = self._eaten.untyped_storage().data_ptr()
+        kept = {name: tensor.clone() if tensor.untyped_storage().data_ptr() == eaten else tensor for name, tensor in given.items()}
+        return batch, lambda: kept
 
 
 class _Cuda:
@@ -100,7 +122,7 @@ class _Cuda:
         self._model, self._device = model, device
         self._copies: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def begin(self, batch: Batch) -> tuple[Batch, Callable[[], Given]]:
+    def begin(self, batch: Batch) -> Begun:
         """Send a batch and its computing off; the feed may write into it again once this returns."""
         kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
@@ -116,7 +138,7 @@ class _Cuda:
                 sent = self._copies.record_event()
             main.wait_event(sent)
             stored.record_stream(main)
-            given = answer(self._model, self._model.spec.arrange(stored))
+            given = answer(self._model, self._model.spec.arrange(stored), in_place=True)
             values = {name: _to_host(tensor) for name, tensor in given.items()}
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -155,8 +177,6 @@ def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) 
     values: NDArray[Any] = tensor.to("cpu", torch.float32).numpy()
     if len(batch.rows) < size:
         values = values[batch.places]
-    elif np.may_share_memory(values, batch.pixels):  # a model that hands back its input: the feed writes there again
-        values = values.copy()
     if output.kind == "vector" and not np.isfinite(values).all():
         raise ModelError(f"{spec.name}: output {output.name!r} is not finite for some patch of block {batch.block.index}")
     return values

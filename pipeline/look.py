@@ -32,15 +32,10 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, d
     Only what is worth reading is looked at; other cells are not valid.
     """
     spec = model.glance.spec
-    base = view.image.levels[0]
-    times = model.glance_downsample
-    coarse = target_grid(base, grid.downsample_y * times, grid.downsample_x * times)
+    coarse, cells = _grids(model, view, grid)
     layout = layout_of(spec, RunSettings())
     plan = plan_grid(coarse, view.saliency, layout)
     stride = spec.outputs[0].stride
-    cells = target_grid_of(
-        -(-coarse.height // stride), -(-coarse.width // stride), coarse.downsample_y * stride, coarse.downsample_x * stride
-    )
     held = {output.name: np.zeros((len(output.channels), cells.height, cells.width), np.float32) for output in spec.outputs}
     seen = np.zeros((cells.height, cells.width), np.bool_)
     feed_settings = FeedSettings(
@@ -73,6 +68,23 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, d
         ),
         cells,
     )
+
+
+def held_bytes(model: DriveModel, view: View, grid: Level) -> int:
+    """What a drive holds of its glance from the look to its end: features and score of every cell, and as much twice more while they
+    are fused and answered.
+    """
+    _, cells = _grids(model, view, grid)
+    channels = sum(len(output.channels) for output in model.glance.spec.outputs)
+    return cells.height * cells.width * (3 * 4 * channels + 8)
+
+
+def _grids(model: DriveModel, view: View, grid: Level) -> tuple[Level, Level]:
+    """The pixels that the glance eats, and the cells it gives."""
+    times, stride = model.glance_downsample, model.glance.spec.outputs[0].stride
+    coarse = target_grid(view.image.levels[0], grid.downsample_y * times, grid.downsample_x * times)
+    rows, columns = -(-coarse.height // stride), -(-coarse.width // stride)
+    return coarse, target_grid_of(rows, columns, coarse.downsample_y * stride, coarse.downsample_x * stride)
 
 
 def _worth(view: View, cells: Level) -> NDArray[np.bool_]:

@@ -12,7 +12,8 @@ from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
 from patchdrive.pipeline.engine import Engine
-from patchdrive.pipeline.glance import View, check, glance, kind_of, make_plan, mpp_of
+from patchdrive.pipeline.glance import View, check, glance, kind_of, make_plan, mpp_of, patch_grid
+from patchdrive.pipeline.look import held_bytes
 from patchdrive.pipeline.plan import Plan
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
@@ -69,7 +70,14 @@ def run(
         model.to(devices.first)
         result.put_view(view, names)
         engine = Engine(
-            view=view, model=encoder, settings=settings, devices=devices, result=result, timings=timings, watcher=watcher or Nobody()
+            view=view,
+            model=encoder,
+            settings=settings,
+            devices=devices,
+            result=result,
+            timings=timings,
+            watcher=watcher or Nobody(),
+            held=held_bytes(model, view, patch_grid(image, encoder.spec, settings)) if isinstance(model, DriveModel) else 0,
         )
         drive = drive_of(model, view, settings, devices, timings)
         plans: list[Plan] = []

@@ -85,37 +85,37 @@ def _finish(held: list[_Rows | _Square], timings: Timings) -> Finished:
 
 
 class _Rows:
-    """A block of every feature table in the making."""
+    """A block of every feature table in the making. Vectors are copied into arrays of the block's size: many small ones kept for long
+    would tear the heap into pieces that nobody can use.
+    """
 
     def __init__(self, block: Block, spec: ModelSpec) -> None:
         self._block = block
         self._dropped: list[Dropped] = []
         self._holed: list[Holed] = []
-        self._batch_size = 0
-        self._rows: list[NDArray[np.int64]] = []
-        self._vectors: dict[str, list[NDArray[Any]]] = {
-            output.name: [np.zeros((0, len(output.channels)), np.float32)] for output in spec.vectors
-        }
+        self._batch_size = self._count = 0
+        self._rows = np.empty(len(block.rows), np.int64)
+        self._vectors = {output.name: np.empty((len(block.rows), len(output.channels)), np.float32) for output in spec.vectors}
 
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
         self._holed.extend(value.batch.holed)
         self._batch_size = len(value.batch.pixels)
         if value.outputs:
-            self._rows.append(value.batch.rows)
+            part = slice(self._count, self._count + len(value.batch.rows))
+            self._count = part.stop
+            self._rows[part] = value.batch.rows
             for name, vectors in value.outputs.items():
-                self._vectors[name].append(vectors)
+                self._vectors[name][part] = vectors
 
     def finish(self) -> Finished:
-        features = {name: np.concatenate(vectors) for name, vectors in self._vectors.items()}
-        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int64)
         return Finished(
             block=self._block,
             dropped=tuple(self._dropped),
             holed=tuple(self._holed),
             batch_size=self._batch_size,
-            rows=rows,
-            features=features,
+            rows=self._rows[: self._count],
+            features={name: vectors[: self._count] for name, vectors in self._vectors.items()},
             maps={},
         )
 

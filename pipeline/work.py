@@ -17,7 +17,7 @@ from patchdrive.pipeline.stitch import default_blend
 from patchdrive.pipeline.store import Sizes
 from patchdrive.readers.tiles import tile_decoder
 
-_PLAN_ROW_BYTES = 48
+_PLAN_ROW_BYTES = 40
 """y, x, rank, score of a row, and its places in the blocks."""
 
 
@@ -37,7 +37,9 @@ class Work:
         return replace(self, feed=replace(self.feed, batch_size=sizes.batch_size), sizes=sizes)
 
 
-def prepare(view: View, model: PatchModel, plan: Plan, settings: RunSettings, *, recorded: Sizes | None, devices: Devices) -> Work:
+def prepare(
+    view: View, model: PatchModel, plan: Plan, settings: RunSettings, *, recorded: Sizes | None, devices: Devices, held: int = 0
+) -> Work:
     """Share the memory out over this plan.
 
     Args:
@@ -47,6 +49,7 @@ def prepare(view: View, model: PatchModel, plan: Plan, settings: RunSettings, *,
         settings: of the run.
         recorded: what was decided before, by this run or one that it resumes.
         devices: where it computes.
+        held: bytes that the drive holds by itself.
 
     Raises:
         BudgetError: it does not fit; says how much would.
@@ -70,7 +73,7 @@ def prepare(view: View, model: PatchModel, plan: Plan, settings: RunSettings, *,
         batches=1 + batches_ahead(workers),
         lanes=lanes,
         computing=devices.host(footprint),
-        fixed=view.nbytes + len(plan) * _PLAN_ROW_BYTES + lanes * grid.rows * grid.columns * TILE_BYTES + image.cache_bytes,
+        fixed=held + view.nbytes + len(plan) * _PLAN_ROW_BYTES + lanes * grid.rows * grid.columns * TILE_BYTES + image.cache_bytes,
     )
     allotment = allot(
         needs,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.identity import Identity
@@ -87,6 +88,7 @@ class Dies(Nobody):
 
 
 def compute(folder: Path, name: str, shard: Shard, after: int | None) -> None:
+    torch.set_num_threads(1)
     image, model, settings = job(name)
     if after == 0:
         ResultStore.begin_round = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -111,7 +113,8 @@ def main() -> None:
             children.append(child)
         for child in children:
             os.waitpid(child, 0)
-        print("ended", flush=True)
+        sys.stdout.write("ended\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
