@@ -169,7 +169,8 @@ def live(trial: Trial, draw: random.Random, tally: Tally) -> None:
         _, status = os.waitpid(children.pop(victims[0]), 0)
         killed = [victims[0]] if os.WIFSIGNALED(status) else []
         tally.points[str(point)] += len(killed)
-    tally.lost.setdefault(job.name, []).extend(trial.lost(index, began) for index in killed)
+    for index in killed:
+        tally.lost.setdefault(job.name, []).append(trial.lost(index, began))
     wait(children, tally, job.name)
 
 

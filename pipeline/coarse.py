@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from patchdrive.readers.geometry import Level, align_up, pick_level
 from patchdrive.readers.image import Image
 from patchdrive.readers.lazy import lazy, lazy_mask
 
+AT_ONCE = 1 << 16
+"""Pixels whose float copies are held at once: three channels of them lie in the cache."""
 _CLOSE = 0.05
 """A level up to 5 % coarser than wanted is as good."""
 
@@ -57,6 +60,12 @@ def coarse_look(image: Image, *, microns: float = 8.0, max_side: int = 4096, mpp
         pixels, mask = da.compute(lazy(image, level.index), _mask_array(image, level))  # type: ignore[no-untyped-call]
         return Coarse(pixels=pixels, mask=mask, level=level)
     return _shrink(image, level, by_y, by_x)
+
+
+def bands(array: NDArray[Any]) -> Iterator[slice]:
+    """The rows of `array`, about `AT_ONCE` pixels at a time."""
+    rows = max(1, AT_ONCE // array.shape[1])
+    return (slice(row, min(row + rows, len(array))) for row in range(0, len(array), rows))
 
 
 def block_means(pixels: NDArray[Any], mask: NDArray[np.bool_], by_y: int, by_x: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ _CONVEX = 0.02  # of the hull may be missing: footprints are convex, clouds are 
 
 
 def without_collar(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`mask` less what lies in a collar that nobody declared.
+    """`mask` less what lies in a collar that nobody declared; `mask` itself where there is none.
 
     A collar is a connected region that touches the border and in which every channel is exactly 0. Of integers the largest value counts
     too, but only around a convex footprint: saturated clouds at the border are data.
@@ -23,27 +23,39 @@ def without_collar(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.
         pixels: (height, width, channel).
         mask: (height, width) True where valid.
     """
-    dark = _touching_border((pixels == 0).all(axis=2))
-    inside = mask & ~dark
-    if pixels.dtype.kind in "iu" and not dark.any():
-        white = _touching_border((pixels == np.iinfo(pixels.dtype).max).all(axis=2))
-        if white.any() and _is_convex(~white):
-            inside &= ~white
-    return inside
+    dark = _border_parts(pixels, 0)
+    if dark is not None:
+        return mask & ~dark
+    if pixels.dtype.kind in "iu":
+        white = _border_parts(pixels, np.iinfo(pixels.dtype).max)
+        if white is not None and _is_convex(~white):
+            return mask & ~white
+    return mask
 
 
-def _touching_border(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The connected parts of `region` of at least 64 pixels that touch the border."""
-    edge = np.concatenate([region[0], region[-1], region[:, 0], region[:, -1]])
-    if not edge.any():
-        return np.zeros_like(region)
+def _border_parts(pixels: NDArray[Any], value: int) -> NDArray[np.bool_] | None:
+    """The connected parts of at least 64 pixels that touch the border and hold nothing but `value`; None where there are none."""
+    if not any((edge == value).all(axis=1).any() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])):
+        return None
+    region = pixels[:, :, 0] == value
+    for channel in range(1, pixels.shape[2]):
+        region &= pixels[:, :, channel] == value
     parts, count = label(region)
+    edges = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
     taken = np.zeros(count + 1, np.bool_)
-    taken[np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = True
-    taken &= np.bincount(parts.ravel(), minlength=count + 1) >= min(_LEAST, region.size)
+    taken[edges] = True
+    taken &= label_sizes(parts, count) >= min(_LEAST, region.size)
     taken[0] = False
-    touching: NDArray[np.bool_] = taken[parts]
-    return touching
+    return taken[parts] if taken.any() else None
+
+
+def label_sizes(parts: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """(count + 1,) pixels of each label, counted some at a time: numpy makes wide copies of what it counts."""
+    flat, sizes = parts.ravel(), np.zeros(count + 1, np.int64)
+    step = max(1 << 17, count)
+    for start in range(0, flat.size, step):
+        sizes += np.bincount(flat[start : start + step], minlength=count + 1)
+    return sizes
 
 
 def _is_convex(region: NDArray[np.bool_]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, laplace
 
-from patchdrive.pipeline.coarse import Coarse
+from patchdrive.pipeline.coarse import Coarse, bands
 from patchdrive.pipeline.collar import without_collar
 from patchdrive.pipeline.tissue import tissue
 from patchdrive.readers.errors import SettingsError
@@ -77,15 +77,41 @@ def complexity(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.floa
     sensors and reflectances hold), 1.0 for floats.
     """
     inside = without_collar(pixels, mask)
-    grey = np.nan_to_num(pixels).mean(axis=2, dtype=np.float32)
-    if pixels.dtype.kind in "biu":
-        grey /= np.float32(255.0 if pixels.dtype.itemsize == 1 else 4096.0)
+    grey = _grey(pixels)
     if not inside.all():
-        # What lies outside continues what is inside: the edge of the data is no detail.
-        weight = gaussian_filter(inside.astype(np.float32), 4.0)
-        grey = np.where(inside, grey, gaussian_filter(grey * inside, 4.0) / np.maximum(weight, 1e-3))
+        _continue(grey, inside)
     response = np.zeros_like(grey)
     for sigma in _SIGMAS:
-        np.maximum(response, np.abs(laplace(gaussian_filter(grey, sigma))) * np.float32(sigma**2), out=response)
-    scores: NDArray[np.float32] = response / (response + np.float32(_HALF)) * inside
-    return scores
+        smooth = gaussian_filter(grey, sigma)
+        for rows in bands(smooth):
+            first = max(0, rows.start - 1)
+            part = laplace(smooth[first : rows.stop + 1])[rows.start - first :][: rows.stop - rows.start]
+            np.maximum(response[rows], np.abs(part) * np.float32(sigma**2), out=response[rows])
+    for rows in bands(response):
+        part = response[rows]
+        part /= part + np.float32(_HALF)
+        part *= inside[rows]
+    return response
+
+
+def _grey(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Mean of the channels, (height, width)."""
+    grey = np.zeros(pixels.shape[:2], np.float32)
+    whole = pixels.dtype.kind in "biu"
+    for rows in bands(grey):
+        for channel in range(pixels.shape[2]):
+            plane = pixels[rows, :, channel]
+            np.add(grey[rows], plane if whole else np.nan_to_num(plane), out=grey[rows], dtype=np.float32, casting="unsafe")
+        grey[rows] /= np.float32(pixels.shape[2])
+        if whole:
+            grey[rows] /= np.float32(255.0 if pixels.dtype.itemsize == 1 else 4096.0)
+    return grey
+
+
+def _continue(grey: NDArray[np.float32], inside: NDArray[np.bool_]) -> None:
+    """Let what lies outside continue what is inside: the edge of the data is no detail."""
+    around, weight = grey * inside, inside.astype(np.float32)
+    gaussian_filter(around, 4.0, output=around)
+    gaussian_filter(weight, 4.0, output=weight)
+    around /= np.maximum(weight, 1e-3, out=weight)
+    np.copyto(grey, around, where=~inside)

@@ -22,7 +22,9 @@ ROWS = 1024
 """Rows of a feature block, and of a chunk of X."""
 STATES = ("planned", "done", "skipped", "failed")
 _COLUMN_CHUNK = 1 << 20
-"""Rows of a chunk of obs, and rows made at a time: a table of ten million holds no more of them in memory than one of one million."""
+"""Rows of a chunk of obs."""
+_NAME_CHUNK = 1 << 17
+"""Rows of a chunk of names, and the least that are made at a time: texts take 150 bytes each while they are encoded."""
 _SPATIAL_CHUNK, _MOST_CHUNKS = 1024, 1024
 """Rows of a chunk of obsm, as long as that makes no more chunks than this: each is a file, made safe by itself."""
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -97,7 +99,13 @@ def _create_frame(
     ensure_group(path / "obs", {**frame, "column-order": list(order)}, journal)
     ensure_group(path / "var", {**frame, "column-order": []}, journal)
     column = max(1, min(rows, _COLUMN_CHUNK))
-    _fill(path / "obs" / "_index", ArraySpec(shape=(rows,), dtype="string", chunks=(column,), fill=""), _STRINGS, _names, journal)
+    _fill(
+        path / "obs" / "_index",
+        ArraySpec(shape=(rows,), dtype="string", chunks=(max(1, min(rows, _NAME_CHUNK)),), fill=""),
+        _STRINGS,
+        _names,
+        journal,
+    )
     ensure_filled(path / "var" / "_index", np.array(columns, dtype=object), journal, attributes=_STRINGS)
     for name, values in obs.items():
         spec = ArraySpec(shape=(rows,), dtype=values.dtype.name, chunks=(column,))
@@ -121,7 +129,7 @@ def _spatial_chunk(rows: int) -> int:
 def _fill(path: Path, spec: ArraySpec, attributes: dict[str, Any], make: Callable[[slice], NDArray[Any]], journal: Journal) -> None:
     """An array that is written once, whole, from rows that are made some chunks at a time."""
     ensure_array(path, spec, attributes, journal)
-    total, step = spec.shape[0], max(spec.chunks[0], _COLUMN_CHUNK)
+    total, step = spec.shape[0], max(spec.chunks[0], _NAME_CHUNK)
 
     def parts() -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
         for start in range(0, total, step):

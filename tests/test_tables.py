@@ -33,6 +33,7 @@ def journal(tmp_path):
 @pytest.mark.parametrize(("count", "at_a_time"), [(1, 1 << 20), (50, 1 << 20), (50, 50), (50, 7), (2100, 1000), (2100, 1 << 20)])
 def test_a_table_made_in_parts_holds_the_whole_plan(tmp_path, journal, monkeypatch, count, at_a_time):
     monkeypatch.setattr(tables, "_COLUMN_CHUNK", at_a_time)
+    monkeypatch.setattr(tables, "_NAME_CHUNK", at_a_time)
     monkeypatch.setattr(tables, "_SPATIAL_CHUNK", min(at_a_time, 1024))
     plan, path = some_plan(count), tmp_path / "a.zarr" / "t"
     tables.create_table(path, plan, ["a", "b"], "float16", journal)
@@ -53,6 +54,7 @@ def test_a_table_made_in_parts_holds_the_whole_plan(tmp_path, journal, monkeypat
 
 def test_no_more_rows_are_made_at_a_time_than_a_chunk_has(tmp_path, journal, monkeypatch):
     monkeypatch.setattr(tables, "_COLUMN_CHUNK", 100)
+    monkeypatch.setattr(tables, "_NAME_CHUNK", 100)
     made, names = [], tables._names
     monkeypatch.setattr(tables, "_names", lambda rows: made.append(rows) or names(rows))
     tables.create_table(tmp_path / "a.zarr" / "t", some_plan(950), ["a"], "float32", journal)
