@@ -6,6 +6,8 @@ from patchdrive.pipeline.result import Result, open_result
 from patchdrive.pipeline.run import run
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.shard import Shard
+from patchdrive.pipeline.verify import verify
 from patchdrive.pipeline.watcher import Watcher
 
-__all__ = ["Plan", "Result", "RunReport", "RunSettings", "Watcher", "open_result", "run", "write_report"]
+__all__ = ["Plan", "Result", "RunReport", "RunSettings", "Shard", "Watcher", "open_result", "run", "verify", "write_report"]
