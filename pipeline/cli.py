@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("patchdrive: stopped")
         return TRY_AGAIN
+    except BrokenPipeError:
+        _say("patchdrive: stopped, for nobody reads its output any more; the same command goes on from the last block committed")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it ends
+        return TRY_AGAIN
     except _USAGE_ERRORS as error:
         _say(f"patchdrive: {error}")
         return USAGE
@@ -232,7 +236,11 @@ def _run(options: argparse.Namespace) -> int:
             report, code = ended.report, _code(ended)
             if code == USAGE and len(sources) == 1:
                 return USAGE
-            print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
+            try:
+                print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
+            except BrokenPipeError:
+                stop.asked.set()  # the images in flight end with their block in hand
+                raise
             if code == DONE and not report.planned:
                 _say(
                     f"patchdrive: nothing in {report.source} is worth reading to its saliency: no patch was planned; try --saliency valid"

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.models.types import ImageTraits, ModelSpec
-from patchdrive.pipeline.coarse import coarse_look
+from patchdrive.pipeline.budget import host_limit, show_bytes
+from patchdrive.pipeline.coarse import coarse_look, look_bytes
 from patchdrive.pipeline.metadata import Frame, frame_of
 from patchdrive.pipeline.plan import Layout, Plan, Saliency, plan_grid, plan_topk, target_grid
 from patchdrive.pipeline.saliency import load_scorer, score_look
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.readers import Image, Level
-from patchdrive.readers.errors import ModelError, ResolutionError, SettingsError
+from patchdrive.readers.errors import BudgetError, ModelError, ResolutionError, SettingsError
 
 MATCHES = 0.01
 """A level whose pixel size is within 1 % of the wanted one is read as it is; the plan records the level's own size."""
@@ -95,19 +96,26 @@ def glance(image: Image, settings: RunSettings) -> View:
     """Read a coarse level, score it, and keep a thumbnail.
 
     Raises:
+        BudgetError: the memory cannot hold the look; says how much would.
         SettingsError: the saliency is unknown, or gives something that is no saliency.
         ReadError: the coarse level cannot be read.
     """
     name = saliency_of(image, settings)
     scorer = load_scorer(name)
     mpp = mpp_of(image, settings)
+    memory, needed = settings.memory or host_limit() // 2, look_bytes(image, mpp=mpp) + image.cache_bytes
+    if needed > memory:
+        raise BudgetError(
+            f"a memory budget of {show_bytes(memory)} cannot hold the first look at {image.source}; "
+            f"give --memory {-(-needed // 2**20)}MiB or more"
+        )
     coarse = coarse_look(image, mpp=mpp)
     scores = score_look(coarse, scorer, name)
     cell = max(1, -(-max(coarse.level.height, coarse.level.width) // _THUMBNAIL))
     return View(
         image=image,
         mpp=mpp,
-        saliency=Saliency(map=scores, mask=coarse.mask, level=coarse.level),
+        saliency=Saliency(map=scores, mask=coarse.possible, level=coarse.level),
         thumbnail=thumbnail_of(coarse.pixels, coarse.mask, image.channels, cell),
         thumbnail_cell=cell,
     )
@@ -122,14 +130,16 @@ def thumbnail_of(pixels: NDArray[Any], mask: NDArray[np.bool_], channels: tuple[
     picked = [names[color] for color in ("red", "green", "blue")] if {"red", "green", "blue"} <= names.keys() else [0, 0, 0]
     rows, columns = (np.minimum(np.arange(-(-side // cell)) * cell + cell // 2, side - 1) for side in mask.shape)
     known = mask[np.ix_(rows, columns)]
-    taken = pixels[np.ix_(rows, columns, np.array(picked))]
-    small = np.where(known[..., None], taken, np.zeros((), taken.dtype)).astype(np.float32)
-    bytes_already = small.size and pixels.dtype == np.uint8
-    for channel in range(3):
-        seen = small[..., channel][known & np.isfinite(small[..., channel])]
-        low, high = (0.0, 255.0) if bytes_already or not seen.size else np.percentile(seen, (2, 98)).tolist()
-        small[..., channel] = (small[..., channel] - low) * (255.0 / max(high - low, 1e-6))
-    return np.where(known[..., None], np.clip(np.nan_to_num(small), 0, 255), 255).astype(np.uint8)
+    shown = np.full((*known.shape, 3), 255, np.uint8)
+    for channel, index in enumerate(picked):
+        values = pixels[:, :, index][np.ix_(rows, columns)]
+        if pixels.dtype != np.uint8:
+            values = values.astype(np.float32)
+            seen = values[known & np.isfinite(values)]
+            low, high = np.percentile(seen, (2, 98)).tolist() if seen.size else (0.0, 255.0)
+            values = np.clip(np.nan_to_num((values - low) * (255.0 / max(high - low, 1e-6)), copy=False), 0, 255)
+        np.copyto(shown[:, :, channel], values, where=known, casting="unsafe")
+    return shown
 
 
 def patch_grid(image: Image, spec: ModelSpec, settings: RunSettings) -> Level:

@@ -33,6 +33,7 @@ from patchdrive.readers.errors import StoreError
 _DOOR = "door"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 
 class Journal:
@@ -309,6 +310,8 @@ def _way_out(error: OSError) -> str:
         mend = "free some space"
     elif error.errno in _FORBIDDEN:
         mend = "make it writable again"
+    elif error.errno in _TOO_MANY:
+        mend = "allow more open files (ulimit -n)"
     else:
         mend = "see that the disk is there and sound"
     return f"{mend}; the same command goes on from the last block committed"

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, laplace
 
 from patchdrive.pipeline.coarse import Coarse, bands
 from patchdrive.pipeline.collar import without_collar
+from patchdrive.pipeline.plan import WORTH_READING
 from patchdrive.pipeline.tissue import tissue
 from patchdrive.readers.errors import SettingsError
 
@@ -50,6 +51,8 @@ def load_scorer(name: str) -> Scorer:
 def score_look(coarse: Coarse, scorer: Scorer, name: str) -> NDArray[np.float32]:
     """What `scorer` says of `coarse`, (height, width) in [0, 1], 0 where nothing is valid.
 
+    What could not be decoded is just worth reading, 0.5, unless its neighbourhood says more: nothing is left out because nobody saw it.
+
     Raises:
         SettingsError: the scorer returned something that is no saliency; names the rule.
     """
@@ -58,10 +61,17 @@ def score_look(coarse: Coarse, scorer: Scorer, name: str) -> NDArray[np.float32]
     if not isinstance(scores, np.ndarray) or scores.shape != coarse.mask.shape or scores.dtype != np.float32:
         got = f"{scores.dtype} {scores.shape}" if isinstance(scores, np.ndarray) else type(scores).__name__
         raise SettingsError(f"{rule}, not {got}")
-    judged = scores[coarse.mask]
-    if judged.size and not (np.isfinite(judged).all() and judged.min() >= 0.0 and judged.max() <= 1.0):
-        raise SettingsError(f"{rule}; its values reach from {np.min(judged)} to {np.max(judged)}")
-    return np.where(coarse.mask, scores, np.float32(0.0))
+    everywhere = bool(coarse.mask.all())
+    seen = True if everywhere else coarse.mask
+    low, high = scores.min(initial=np.inf, where=seen), scores.max(initial=-np.inf, where=seen)
+    if coarse.mask.any() and not (low >= 0.0 and high <= 1.0):  # neither holds of a NaN
+        raise SettingsError(f"{rule}; its values reach from {low} to {high}")
+    if everywhere and coarse.unknown is None:
+        return scores
+    scores = np.where(coarse.mask, scores, np.float32(0.0))
+    if coarse.unknown is not None:
+        np.maximum(scores, np.float32(WORTH_READING), out=scores, where=coarse.unknown)
+    return scores
 
 
 def valid(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ Channels are taken apart, (channel, pixel), and a few rows at a time: numpy join
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,7 @@ def _sample(pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
 def _bright_field(pixels: NDArray[Any], mask: NDArray[np.bool_], sample: NDArray[Any], scale: float) -> NDArray[np.float32]:
     """Optical density over the glass as a multiple of the threshold; 0 under pen."""
     glass, share = _glass(sample, scale)
+    floor = min(max(_FLOOR, 3.0 * _noise(sample, scale, glass)), _CEILING)
     density = np.empty(pixels.shape[:2], np.float32)
     ink = np.zeros(pixels.shape[:2], np.bool_)
     for rows in bands(density):
@@ -98,7 +99,6 @@ def _bright_field(pixels: NDArray[Any], mask: NDArray[np.bool_], sample: NDArray
         density[rows] = _density(absorbed)
         density[rows] *= mask[rows]
     gaussian_filter(density, 0.7, output=density)
-    floor = min(max(_FLOOR, 3.0 * _noise(sample, scale, glass)), _CEILING)
     threshold = float(np.clip(_otsu(density, mask), floor, _CEILING))
     if ink.any():
         density[_grown(_grown(_without_small(ink, _SPECK)))] = 0.0
@@ -120,30 +120,36 @@ def _glass(sample: NDArray[Any], scale: float) -> tuple[NDArray[np.float32], flo
 
     Pure white is left out where there is other glass: scanners fill with it what they did not scan.
     """
-    count, filled, parts = sample.shape[1], 0, []
-    for start in range(0, count, AT_ONCE):
-        values = _planes(sample[:, start : start + AT_ONCE], scale)
-        least, most = values.min(axis=0), values.max(axis=0)
+    count, filled, means, stored = sample.shape[1], 0, [], []
+    for part in _runs(count):
+        values = _planes(sample[:, part], scale)
+        least, most, mean = values.min(axis=0), values.max(axis=0), _mean(values)
         filled += int(np.count_nonzero(least >= 1.0))
-        colorless = (least < 1.0) & (_mean(values) > 0.7) & (most - least < 0.12)
-        parts.append(np.stack([plane[colorless] for plane in values]))
-    bare = np.concatenate(parts, axis=1)
-    if bare.shape[1] < 0.005 * count:
+        colorless = (least < 1.0) & (mean > 0.7) & (most - least < 0.12)
+        means.append(mean[colorless])
+        stored.append(np.stack([plane[colorless] for plane in sample[:, part]]))
+    brightness = np.concatenate(means)
+    if len(brightness) < 0.005 * count:
         share = filled / count
         return (_WHITE if share < 0.005 else np.ones(3, np.float32))[: len(sample)], share
-    brightness = _mean(bare)
     top = float(np.percentile(brightness, 99))
     counts, edges = np.histogram(brightness, bins=32, range=(top - 0.08, top + 0.02))
     mode = edges[int(np.argmax(gaussian_filter(counts.astype(np.float32), 1.0)))] + (edges[1] - edges[0]) / 2
-    around = bare[:, np.abs(brightness - mode) < 0.015]
-    return np.median(around, axis=1).astype(np.float32), around.shape[1] / count
+    around = np.concatenate([plane[:, np.abs(mean - mode) < 0.015] for plane, mean in zip(stored, means, strict=True)], axis=1)
+    glass = np.array([np.median(_planes(plane[None], scale)) for plane in around], np.float32)
+    return glass, around.shape[1] / count
+
+
+def _runs(count: int) -> Iterator[slice]:
+    """[0, count), some at a time."""
+    return (slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE))
 
 
 def _noise(sample: NDArray[Any], scale: float, glass: NDArray[np.float32]) -> float:
     """How far glass strays from its colour, optical density; 0 where there is none."""
     parts = []
-    for start in range(0, sample.shape[1], AT_ONCE):
-        most = _absorbance(_planes(sample[:, start : start + AT_ONCE], scale), glass).max(axis=0)
+    for part in _runs(sample.shape[1]):
+        most = _absorbance(_planes(sample[:, part], scale), glass).max(axis=0)
         parts.append(most[most < 0.08])
     near = np.concatenate(parts)
     return 1.4826 * float(np.median(near)) if near.size else 0.0

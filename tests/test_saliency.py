@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tracemalloc
+from typing import Any, ClassVar
 
 import dask
 import numpy as np
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.data import immunohistochemistry
 
-from patchdrive.pipeline.coarse import Coarse, block_means, coarse_look
+from patchdrive.models.descriptor import Descriptor
+from patchdrive.pipeline.coarse import Coarse, block_means, coarse_look, look_bytes
+from patchdrive.pipeline.glance import thumbnail_of, traits_of
+from patchdrive.pipeline.run import run
 from patchdrive.pipeline.saliency import complexity, load_scorer, score_look, valid
+from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.synthetic_slide import CELL, draw_tissue, render
 from patchdrive.pipeline.tissue import tissue
-from patchdrive.readers import Level, MemoryImage, Window
-from patchdrive.readers.errors import SettingsError
+from patchdrive.readers import Level, MemoryImage, Window, open_image
+from patchdrive.readers.errors import ReadError, SettingsError
 
 GLASS = (238, 238, 235)
 EOSIN = (232, 190, 214)
@@ -162,6 +167,141 @@ def test_means_are_over_valid_pixels_only():
     look = coarse_look(MemoryImage([stored], mpp=(2.0, 2.0), nodata=0), microns=8.0)
     np.testing.assert_array_equal(look.mask, [[True, False], [False, False]])
     np.testing.assert_array_equal(look.pixels[0, 0], (100, 200))
+
+
+# --- what cannot be decoded
+
+
+class Holed(MemoryImage):
+    """Some of its tiles cannot be decoded: {level: windows}."""
+
+    holes: ClassVar[dict[int, list[Window]]] = {}
+
+    def read(self, window, *, level=0, channels=None, out=None):
+        if any(window.intersect(hole) for hole in self.holes.get(level, [])):
+            raise ReadError(f"a tile of level {level} is torn")
+        return super().read(window, level=level, channels=channels, out=out)
+
+
+def holed(levels, holes, **facts):
+    image = Holed(levels, **facts)
+    image.holes = holes
+    return image
+
+
+@pytest.mark.parametrize("nodata", [None, 255])
+def test_a_torn_tile_of_the_level_is_unknown_and_nothing_else_is(nodata):
+    level = place(800, 900)
+    hole = Window(y=256, x=512, height=256, width=256)
+    whole = coarse_look(MemoryImage([level], mpp=(8.0, 8.0), nodata=nodata, tile=256))
+    look = coarse_look(holed([level], {0: [hole]}, mpp=(8.0, 8.0), nodata=nodata, tile=256))
+    torn = np.zeros((800, 900), np.bool_)
+    torn[256:512, 512:768] = True
+    np.testing.assert_array_equal(look.unknown, torn)
+    np.testing.assert_array_equal(look.mask, whole.mask & ~torn)
+    np.testing.assert_array_equal(look.pixels[~torn], whole.pixels[~torn])
+    assert look.possible.all()
+    assert (look.torn, look.reason) == (1, "a tile of level 0 is torn")
+    assert (whole.unknown, whole.torn) == (None, 0)
+
+
+@pytest.mark.parametrize("by", [4, 6])
+def test_a_torn_tile_that_is_shrunk_leaves_its_blocks_unknown(by):
+    level = place(1000, 1100)
+    hole = Window(y=250, x=500, height=250, width=250)
+    look = coarse_look(holed([level], {0: [hole]}, mpp=(8.0 / by, 8.0 / by), tile=250))
+    assert look.level.downsample_y == by
+    mask = all_valid(level)
+    mask[250:500, 500:750] = False
+    np.testing.assert_array_equal(look.pixels, np.rint(slow_means(np.where(mask[:, :, None], level, 0), mask, by, by)[0]))
+    touched = np.zeros(look.mask.shape, np.bool_)
+    touched[250 // by : -(-500 // by), 500 // by : -(-750 // by)] = True
+    np.testing.assert_array_equal(look.unknown, touched)
+
+
+@pytest.mark.parametrize("name", ["tissue", "valid", "complexity"])
+def test_what_nobody_could_see_is_just_worth_reading(name):
+    picture = as_bytes(glass_slide(600, 700))
+    hole = Window(y=256, x=256, height=256, width=256)
+    look = coarse_look(holed([picture], {0: [hole]}, mpp=(8.0, 8.0), tile=256))
+    scores = score_look(look, load_scorer(name), name)
+    np.testing.assert_array_equal(scores[256:512, 256:512], 0.5)
+    if name == "tissue":
+        assert scores[look.mask].max() < 0.5
+    blind = coarse_look(holed([picture], {0: [hole]}, mpp=(2.0, 2.0), tile=256))
+    assert (score_look(blind, load_scorer(name), name)[64:128, 64:128] >= 0.5).all()
+
+
+def test_a_level_of_which_nothing_can_be_decoded_is_an_error():
+    levels = [place(1024, 1024), place(128, 128)]
+    with pytest.raises(ReadError, match=r"looks at level 1 .* not one of its 4 tiles .*is torn"):
+        coarse_look(holed(levels, {1: [Window(y=0, x=0, height=128, width=128)]}, mpp=(1.0, 1.0), tile=64))
+
+
+def test_a_tile_torn_at_every_level_is_planned_and_counted_by_the_feed(tmp_path):
+    level = place(1000, 1000)
+    hole = Window(y=500, x=750, height=250, width=250)
+    image = holed([level], {0: [hole]}, mpp=(0.5, 0.5), tile=250)
+    report = run(
+        image,
+        Descriptor(traits_of(image)),
+        tmp_path / "s.zarr",
+        settings=RunSettings(saliency="valid", patch_size=250, device="cpu", batch_size=4),
+    )
+    assert (report.planned, report.done, report.failed) == (16, 15, 1)
+
+
+def test_a_truncated_tiff_is_looked_at_as_far_as_it_goes(tmp_path):
+    path = tmp_path / "cut.tif"
+    stored = np.random.default_rng(0).integers(0, 200, (1024, 1024, 3)).astype(np.uint8)
+    tifffile.imwrite(path, stored, tile=(256, 256), photometric="rgb", compression="zlib", resolution=(1250, 1250), resolutionunit=3)
+    whole = coarse_look(open_image(path))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.7)])
+    look = coarse_look(open_image(path))
+    assert look.unknown is not None
+    assert 3 <= look.torn <= 6
+    assert not look.unknown[: look.unknown.shape[0] // 2].any()
+    np.testing.assert_array_equal(look.pixels[~look.unknown], whole.pixels[~look.unknown])
+
+
+# --- memory
+
+
+def stained(height: int, width: int, channels: int, dtype: str) -> NDArray[Any]:
+    """Glass with stain, of any dtype."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    top = 1.0 if dtype == "float32" else np.iinfo(dtype).max
+    picture = np.where(np.sin(rows / 37) * np.sin(columns / 29) > 0.2, 0.5, 0.93)[:, :, None] * np.linspace(1, 0.9, channels)
+    return (top * (picture + rng.random((height, width, 1)) * 0.02)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "facts"),
+    [
+        ((1500, 1600, 3), "uint8", {"mpp": (8.0, 8.0)}),
+        ((400, 500, 3), "uint8", {"mpp": (8.0, 8.0)}),
+        ((3000, 3100, 3), "uint8", {"mpp": (4.0, 4.0)}),
+        ((4500, 4500, 3), "uint8", {"mpp": (0.25, 0.25)}),
+        ((1300, 1200, 5), "uint16", {"mpp": (8.0, 8.0)}),
+        ((2500, 2500, 5), "uint16", {"mpp": (2.0, 2.0)}),
+        ((1500, 1500, 4), "uint16", {"nodata": 0}),
+        ((2100, 2100, 1), "float32", {}),
+    ],
+    ids=["as-is", "small", "shrunk", "no-pyramid", "multichannel", "multichannel-shrunk", "nodata", "float"],
+)
+def test_what_a_glance_holds_is_known_before_it_is_made(shape, dtype, facts):
+    image = MemoryImage([stained(*shape, dtype)], **facts)
+    peaks = []
+    for name in ("tissue", "valid", "complexity"):
+        tracemalloc.start()
+        look = coarse_look(image)
+        scores = score_look(look, load_scorer(name), name)
+        thumbnail_of(look.pixels, look.mask, image.channels, max(1, -(-max(look.mask.shape) // 1024)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        del look, scores
+    assert max(peaks) <= look_bytes(image, mpp=image.mpp) <= 2 * max(peaks)
 
 
 # --- tissue
