@@ -31,10 +31,19 @@ from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.verify import Means, verify
 from patchdrive.readers import open_image
-from patchdrive.readers.errors import BudgetError, ModelError, PatchdriveError, ResolutionError, SettingsError, StalledError, StoreError
+from patchdrive.readers.errors import (
+    BudgetError,
+    ModelError,
+    PatchdriveError,
+    ResolutionError,
+    SettingsError,
+    SourceChangedError,
+    StalledError,
+    StoreError,
+)
 
 DONE, INTERNAL, USAGE, FAILURES, TRY_AGAIN = 0, 1, 2, 3, 75
-_TRY_AGAIN_ERRORS = (StoreInUseError, StoreWriteError, StalledError)
+_TRY_AGAIN_ERRORS = (StoreInUseError, StoreWriteError, StalledError, SourceChangedError)
 _USAGE_ERRORS = (SettingsError, BudgetError, ModelError, ResolutionError, StoreError)
 
 
@@ -241,10 +250,10 @@ def _run(options: argparse.Namespace) -> int:
             except BrokenPipeError:
                 stop.asked.set()  # the images in flight end with their block in hand
                 raise
+            for note in report.notes:
+                _say(f"patchdrive: {report.source}: {note}")
             if code == DONE and not report.planned:
-                _say(
-                    f"patchdrive: nothing in {report.source} is worth reading to its saliency: no patch was planned; try --saliency valid"
-                )
+                _say(f"patchdrive: nothing in {report.source} is worth reading to its saliency: no patch was planned; try --saliency valid")
             worst = max(worst, TRY_AGAIN if report.status == "partial" and stop.asked.is_set() else code)
     return TRY_AGAIN if left else worst
 

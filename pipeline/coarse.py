@@ -1,18 +1,19 @@
-"""The coarse look at an image: one level, or its exact block means, read once through Dask and small enough to keep."""
+"""The coarse look at an image: one level, or its exact block means, read once, in parts, and small enough to keep."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
-from patchdrive.readers.errors import ReadError
+from patchdrive.pipeline.budget import cores
+from patchdrive.pipeline.patience import patiently
+from patchdrive.readers.errors import ReadError, StalledError
 from patchdrive.readers.geometry import Level, Window, align_up, pick_level
 from patchdrive.readers.image import Image
 from patchdrive.readers.tiles import AlignedReads, DecodesTiles, TileGrid, Torn, tile_decoder
@@ -119,8 +120,8 @@ class _Reading:
                 return rows, columns
             rows, columns = more
 
-    def bytes_at_once(self) -> int:
-        """What Dask's threads hold together.
+    def bytes_at_once(self, workers: int) -> int:
+        """What the threads that read hold together.
 
         Each holds a row of tiles, another one inside the decoder and, where the level is shrunk, the part and sums of some rows of it.
         """
@@ -139,7 +140,7 @@ class _Reading:
             sums = columns * ((channels + 2) * 8 + cut.by_y * (self.pixel_bytes + 4)) + -(-columns // cut.by_x) * (channels + 1) * 48
             held = part + max(held, blocks * sums)
         parts = -(-grid.height // step_y) * -(-grid.width // step_x)
-        return min(int(dask.config.get("num_workers", None) or CPU_COUNT), parts) * held
+        return min(workers, parts) * held
 
     def read(self, window: Window, look: Coarse) -> tuple[Torn, ...]:
         """Read a part into its place of `look`; what cannot be decoded is 0 and not valid."""
@@ -198,7 +199,15 @@ class _Reading:
         return torn
 
 
-def coarse_look(image: Image, *, microns: float = 8.0, max_side: int = 4096, mpp: tuple[float, float] | None = None) -> Coarse:
+def coarse_look(
+    image: Image,
+    *,
+    microns: float = 8.0,
+    max_side: int = 4096,
+    mpp: tuple[float, float] | None = None,
+    workers: int | None = None,
+    patience: float = 300.0,
+) -> Coarse:
     """`image` at about `microns` per pixel or, where its pixel size is unknown, at 2048 pixels and more on its longer side.
 
     The coarsest stored level that is no coarser than wanted is read; where that is still at least twice too fine, or longer than
@@ -210,9 +219,12 @@ def coarse_look(image: Image, *, microns: float = 8.0, max_side: int = 4096, mpp
         microns: wanted micrometres per pixel.
         max_side: pixels at most on either side; goes before `microns`.
         mpp: (y, x) micrometres per level-0 pixel; None for the image's own.
+        workers: threads; None: the cores this process may use.
+        patience: seconds without a part read after which the image is given up.
 
     Raises:
         ReadError: not one tile of the level can be decoded.
+        StalledError: the image does not answer.
     """
     reading = _reading(image, microns, max_side, mpp)
     cut, frame = reading.cut, reading.cut.frame()
@@ -228,24 +240,29 @@ def coarse_look(image: Image, *, microns: float = 8.0, max_side: int = 4096, mpp
         assert window is not None, "a part begins inside the level"
         return reading.read(window, look)
 
-    task = dask.delayed(read, pure=False, traverse=False)  # type: ignore[attr-defined]
-    parts = [task(y, x) for y in range(0, cut.level.height, rows) for x in range(0, cut.level.width, columns)]
-    # In this process whatever the user's Dask is: every task writes its place of one array.
-    alone = dask.config.get("scheduler", None) in {"sync", "synchronous", "single-threaded"}
-    answers = dask.compute(*parts, scheduler="synchronous" if alone else "threads")  # type: ignore[attr-defined,no-untyped-call]
+    parts = [partial(read, y, x) for y in range(0, cut.level.height, rows) for x in range(0, cut.level.width, columns)]
+
+    def stalled() -> StalledError:
+        return StalledError(
+            f"{image.source} has not given a part of level {cut.level.index} for {patience:g} s; look after its disk or network. "
+            "--patience says how long to wait"
+        )
+
+    answers = patiently(parts, workers=workers or cores(), patience=patience, stalled=stalled)
     torn = {(one.window.y, one.window.x): one for answer in answers for one in answer}
     return _with_torn(image, look, cut, tuple(torn.values())) if torn else look
 
 
-def look_bytes(image: Image, *, mpp: tuple[float, float] | None) -> int:
+def look_bytes(image: Image, *, mpp: tuple[float, float] | None, workers: int | None = None) -> int:
     """Bytes that `coarse_look`, any built-in scorer and the thumbnail of `image` hold at most, before a pixel is read.
 
-    Counted are the look, the parts that Dask's threads read at once, and what the scorers make of the look; a scorer of the user's
+    Counted are the look, the parts that the threads read at once, and what the scorers make of the look; a scorer of the user's
     own may hold more, and what a library underneath keeps is `Image.cache_bytes`.
 
     Args:
         image: what will be looked at.
         mpp: as for `coarse_look`.
+        workers: likewise.
     """
     reading = _reading(image, 8.0, 4096, mpp)
     frame, channels = reading.cut.frame(), len(image.channels)
@@ -256,7 +273,7 @@ def look_bytes(image: Image, *, mpp: tuple[float, float] | None) -> int:
     sampled = -(-frame.height // step) * -(-frame.width // step) * each
     shown = cells * 4 + min(cells, 1 << 20) * 24
     scoring = max(cells * _SCORED, sampled) + AT_ONCE * (channels * 12 + 24)
-    return cells * (reading.pixel_bytes + 1) + max(reading.bytes_at_once(), scoring, shown)
+    return cells * (reading.pixel_bytes + 1) + max(reading.bytes_at_once(workers or cores()), scoring, shown)
 
 
 def _reading(image: Image, microns: float, max_side: int, mpp: tuple[float, float] | None) -> _Reading:

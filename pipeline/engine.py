@@ -82,8 +82,17 @@ class Engine:
 
     def report(self, plans: Sequence[Plan], *, partial: bool) -> RunReport:
         """The report of a run that ends now, after these rounds."""
-        covered = coverage(plans, self.view.saliency)
-        return measure(self.result, self.view.image, self.timings, coverage=covered, lanes=len(self.devices.each), partial=partial)
+        view, lanes = self.view, len(self.devices.each)
+        unseen = f"{view.torn} tiles of the level looked at could not be decoded ({view.reason}); their places are planned unseen"
+        return measure(
+            self.result,
+            view.image,
+            self.timings,
+            coverage=coverage(plans, view.saliency),
+            lanes=lanes,
+            notes=[unseen] if view.torn else [],
+            partial=partial,
+        )
 
     def _commit(self, plan: Plan, blocks: Sequence[Block], work: Work, placed: Sequence[Placed]) -> bool:
         """Compute and commit `blocks`; False where the watcher wished to stop before their end.

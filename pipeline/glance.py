@@ -37,6 +37,10 @@ class View:
     """(height, width, 3), at most 1024 a side, for people."""
     thumbnail_cell: int
     """Coarse pixels per thumbnail pixel."""
+    torn: int = 0
+    """Tiles of the level looked at that could not be decoded: what they hold is planned unseen."""
+    reason: str = ""
+    """Why, of the first."""
 
     @property
     def nbytes(self) -> int:
@@ -103,13 +107,13 @@ def glance(image: Image, settings: RunSettings) -> View:
     name = saliency_of(image, settings)
     scorer = load_scorer(name)
     mpp = mpp_of(image, settings)
-    memory, needed = settings.memory or host_limit() // 2, look_bytes(image, mpp=mpp) + image.cache_bytes
+    memory, needed = settings.memory or host_limit() // 2, look_bytes(image, mpp=mpp, workers=settings.workers) + image.cache_bytes
     if needed > memory:
         raise BudgetError(
             f"a memory budget of {show_bytes(memory)} cannot hold the first look at {image.source}; "
             f"give --memory {-(-needed // 2**20)}MiB or more"
         )
-    coarse = coarse_look(image, mpp=mpp)
+    coarse = coarse_look(image, mpp=mpp, workers=settings.workers, patience=settings.patience)
     scores = score_look(coarse, scorer, name)
     cell = max(1, -(-max(coarse.level.height, coarse.level.width) // _THUMBNAIL))
     return View(
@@ -118,6 +122,8 @@ def glance(image: Image, settings: RunSettings) -> View:
         saliency=Saliency(map=scores, mask=coarse.possible, level=coarse.level),
         thumbnail=thumbnail_of(coarse.pixels, coarse.mask, image.channels, cell),
         thumbnail_cell=cell,
+        torn=coarse.torn,
+        reason=coarse.reason,
     )
 
 

@@ -21,6 +21,7 @@ from patchdrive.pipeline.store import ResultStore
 from patchdrive.pipeline.timings import Timings
 from patchdrive.pipeline.watcher import Nobody, Watcher
 from patchdrive.readers import Image
+from patchdrive.readers.errors import SourceChangedError
 
 
 def run(
@@ -51,6 +52,7 @@ def run(
     Raises:
         BudgetError: the memory cannot hold one block; says how much would.
         StoreError: `store` holds another run; names the settings that differ.
+        SourceChangedError: the image's file was changed while it was read.
         PatchdriveError: image, model and settings do not fit together; says why.
     """
     settings, timings = settings or RunSettings(), Timings()
@@ -59,6 +61,7 @@ def run(
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model
     check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
+    opened = stamp(image)
     facts = facts_of(image, model, encoder, settings, devices)
     with ResultStore.open(
         Path(store), encoder.spec, facts, overwrite=overwrite, all_classes=settings.all_classes, shard=settings.shard
@@ -89,7 +92,20 @@ def run(
             answer = step(drive, result.features(answer))
         if answer is not None:
             result.put_outcome(answer, view)
+        if stamp(image) not in {None, opened}:
+            raise SourceChangedError(
+                f"{image.source} was changed while it was read; what is committed may be of both: run again with --overwrite"
+            )
         return RunReport.from_dict(result.finish(engine.report(plans, partial=False).to_dict()))
+
+
+def stamp(image: Image) -> tuple[int, int] | None:
+    """Bytes and time of the last change of a source that is one file; None for any other, and where it is gone."""
+    path = Path(image.source)
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def drive_of(model: PatchModel | DriveModel, view: View, settings: RunSettings, devices: Devices, timings: Timings) -> Drive:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -50,6 +50,8 @@ class RunReport:
     """Why rows were skipped or failed, with how often; or why the image failed."""
     masked: Mapping[str, int] = field(default_factory=dict)
     """Why patches were computed with holes (`on_error` mask), with how often."""
+    notes: Sequence[str] = ()
+    """What else the user should know."""
     waited: Mapping[str, float] = field(default_factory=dict)
     """Seconds that one stage waited for another, `who_for_whom`: `infer_for_read` computing for pixels, `read_for_room` the readers
     until computing had taken a batch, `infer_for_write` and `write_for_infer` likewise."""
@@ -68,7 +70,9 @@ class RunReport:
         return cls(**fields)
 
 
-def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: float, lanes: int, partial: bool) -> RunReport:
+def measure(
+    result: ResultStore, image: Image, timings: Timings, *, coverage: float, lanes: int, notes: Sequence[str], partial: bool
+) -> RunReport:
     """The report of a run that ends now.
 
     Args:
@@ -77,6 +81,7 @@ def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: fl
         timings: where time went.
         coverage: of all plans.
         lanes: devices at work.
+        notes: what else the user should know.
         partial: it is not at its end.
     """
     counts, seconds, sizes = result.counts(), timings.seconds(), result.sizes()
@@ -94,6 +99,7 @@ def measure(result: ResultStore, image: Image, timings: Timings, *, coverage: fl
         peak_device_bytes=max((torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())), default=0),
         reasons=dict(sorted(result.reasons().items())),
         masked=dict(sorted(result.masked().items())),
+        notes=notes,
         waited={**timings.waits(), "infer_for_read": seconds.get("read", 0.0)},
         device_busy=round(seconds.get("infer", 0.0) / (lanes * seconds["compute"]), 4) if seconds.get("compute") else 0.0,
         batch_size=sizes.batch_size if sizes is not None else 0,

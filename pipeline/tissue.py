@@ -136,6 +136,8 @@ def _glass(sample: NDArray[Any], scale: float) -> tuple[NDArray[np.float32], flo
     counts, edges = np.histogram(brightness, bins=32, range=(top - 0.08, top + 0.02))
     mode = edges[int(np.argmax(gaussian_filter(counts.astype(np.float32), 1.0)))] + (edges[1] - edges[0]) / 2
     around = np.concatenate([plane[:, np.abs(mean - mode) < 0.015] for plane, mean in zip(stored, means, strict=True)], axis=1)
+    if not around.size:  # a mode between two of very few pixels
+        around = np.concatenate(stored, axis=1)
     glass = np.array([np.median(_planes(plane[None], scale)) for plane in around], np.float32)
     return glass, around.shape[1] / count
 

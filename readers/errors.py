@@ -19,6 +19,10 @@ class StalledError(ReadError):
     """A source does not answer any more."""
 
 
+class SourceChangedError(PatchdriveError):
+    """A source is not the file any more that was opened: what was read of it before and after does not go together."""
+
+
 class WindowError(PatchdriveError):
     """A window is empty, or overhangs the level it is read from."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class MemoryImage:
         self.associated: Mapping[str, NDArray[np.uint8]] = {}
         self.properties: Mapping[str, str] = {}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """SHA-256 of the finest level's shape, dtype and bytes."""
         first = np.ascontiguousarray(self._arrays[0])

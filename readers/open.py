@@ -122,8 +122,12 @@ def _local(source: str | Path) -> Path:
     if "://" in str(source):
         raise FormatError(f"{source}: images are read from local files; fetch it first")
     path = Path(source)
-    if not path.exists():
-        raise FormatError(f"{path}: no such file or folder")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: no such file or folder") from error
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
     return path
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from patchdrive.readers.errors import ReadError
 from patchdrive.readers.geometry import Window
 from patchdrive.readers.tiff_codecs import decode_tile
+from patchdrive.readers.tiff_file import read_stored, require_whole
 from patchdrive.readers.tiff_tiles import TileLayout
 
 
@@ -38,8 +39,10 @@ class StoredPlane:
 
         Raises:
             ReadError: the tile lies outside the file, or its bytes are no such tile; names file, level and tile.
+            SourceChangedError: the file was cut short since it was opened.
         """
         layout = self.layout
+        require_whole(self.data, self.name)
         offset, count = layout.place(row, column, self.plane)
         if count == 0:
             out[...] = self.fill
@@ -51,7 +54,7 @@ class StoredPlane:
             )
         rows = min(out.shape[0], layout.height - row * layout.tile_height)
         try:
-            decode_tile(self.data[offset : offset + count], layout.coding, rows, out)
+            decode_tile(memoryview(read_stored(self.data, offset, count, self.name)), layout.coding, rows, out)
         except ReadError as error:
             raise ReadError(f"{self.name}, tile row {row}, column {column} cannot be decoded: {error}") from error
 
