@@ -146,7 +146,7 @@ def test_tables_are_those_of_each_model_alone(tmp_path, order):
 
 
 def test_maps_are_those_of_each_model_alone(tmp_path):
-    settings = replace(SETTINGS, patch_size=48, overlap=16, blend="gaussian", memory=4 << 30)  # the same map blocks for all
+    settings = replace(SETTINGS, patch_size=48, overlap=16, blend="gaussian", memory=16 << 30)  # the same map blocks for all
     models = [Model(DETAIL, detail), Model(THIRDS, thirds)]
     run(image(), together(models), tmp_path / "all.zarr", settings=settings)
     seen = set()
