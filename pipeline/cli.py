@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("-o", "--out", type=Path, required=True, help="folder for the stores")
     _add_settings(runs)
     runs.add_argument("--overwrite", action="store_true", help="start anew where a store holds another run")
-    runs.add_argument("--in-flight", type=int, default=2, metavar="N", help="images run at a time, which share the memory")
+    runs.add_argument(
+        "--in-flight", type=int, choices=range(1, 9), default=2, metavar="N", help="images run at a time, which share the memory"
+    )
     runs.add_argument("--shard", metavar="I/N", help="this is process I of N, counted from 0: it runs every N-th source")
     runs.add_argument("--within-image", action="store_true", help="the shards share the blocks of each image, and write one store")
     runs.add_argument("--json", action="store_true", help="one JSON line per image on stdout")
@@ -269,6 +271,7 @@ def _code(ended: Ended) -> int:
 def _line(report: RunReport) -> str:
     counted = f"{report.done} of {report.planned} patches done, {report.skipped} skipped, {report.failed} failed"
     reasons = "".join(f"\n  {count} x {reason}" for reason, count in report.reasons.items())
+    reasons += "".join(f"\n  {count} x done with a hole: {reason}" for reason, count in report.masked.items())
     total = report.seconds.get("total", 0.0)
     where = report.store or "no store"
     return f"{report.source}: {report.status}; {counted}; {report.coverage:.1%} covered; {total:.1f} s -> {where}{reasons}"

@@ -13,7 +13,7 @@ from patchdrive.pipeline.devices import Devices, Placed
 from patchdrive.pipeline.feed import feed
 from patchdrive.pipeline.glance import View
 from patchdrive.pipeline.infer import TooLargeError, infer
-from patchdrive.pipeline.lanes import Stop, side_by_side, until
+from patchdrive.pipeline.lanes import Stop, side_by_side
 from patchdrive.pipeline.plan import Block, Plan, coverage
 from patchdrive.pipeline.run_report import RunReport, measure
 from patchdrive.pipeline.settings import RunSettings
@@ -138,6 +138,6 @@ def lane(image: Image, plan: Plan, blocks: Sequence[Block], stop: Stop, *, work:
         ModelError: the model does not answer as its spec says.
         StalledError: the image gives no tile any more.
     """
-    with closing(feed(image, plan, blocks, work.feed, timings)) as batches:
-        values = infer(here.model, until(stop, batches), here.device, timings, here.turn)
+    with closing(feed(image, plan, blocks, work.feed, timings, stop=stop)) as batches:
+        values = infer(here.model, batches, here.device, timings, here.turn)
         yield from stitch(values, plan, here.model.spec, work.blend, timings)

@@ -19,7 +19,7 @@ def done_path(store: Path) -> Path:
 
 def begun(journal: Journal) -> bool:
     """Whether there is something to go on with: a run without a round holds nothing, and records without their store are worth nothing."""
-    return (journal.folder / "plans" / "0.json").exists() and (journal.store / "zarr.json").exists()
+    return (journal.folder / "plans" / "0.json").exists() and (journal.store / "tables" / "zarr.json").exists()
 
 
 def remove_run(journal: Journal, *, anything: bool) -> None:

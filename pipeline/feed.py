@@ -30,7 +30,9 @@ _TILES = 8
 """Tiles that a thread decodes before it cuts: enough that taking work costs nothing, few enough to stay in the processor's cache."""
 _PIXELS = 2**20
 """Level pixels of the patches that a thread cuts in a row."""
-_PARTING = 10.0
+_LOOK_AGAIN = 0.5
+"""Seconds after which a waiting consumer looks whether anybody still wants what it waits for, and whether the source answers."""
+_PARTING = 2.0
 """Seconds that a thread has to end; one that hangs in a read is left behind, and ends with the process."""
 
 
@@ -63,16 +65,18 @@ def batches_ahead(workers: int) -> int:
     return 2 + workers // 4
 
 
-def feed(image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> Generator[Batch, None, None]:
+def feed(
+    image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings, *, stop: threading.Event | None = None
+) -> Generator[Batch, None, None]:
     """Batches of every block in turn, made ahead of the consumer. A batch is the consumer's until it asks for the next.
 
-    Its threads end with it: who may stop early, or fail, closes it (`contextlib.closing`).
+    Its threads end with it: who may stop early, or fail, closes it (`contextlib.closing`). It ends early once `stop` is set.
 
     Raises:
-        StalledError: no tile came for as long as there is patience.
+        StalledError: nothing was decoded for as long as there is patience.
         Whatever reading raises, except ReadError: what becomes of its rows is said by `settings.on_error`.
     """
-    work = _Feed(image, plan, blocks, settings, timings)
+    work = _Feed(image, plan, blocks, settings, timings, stop=stop or threading.Event())
     threads = [threading.Thread(target=work.work, name=f"patchdrive-read-{index}", daemon=True) for index in range(settings.workers)]
     try:
         for thread in threads:
@@ -116,7 +120,10 @@ class _Group:
 class _Feed:
     """Threads that take the next few patches each, decode those of their tiles that are missing, cut them, and come back."""
 
-    def __init__(self, image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings) -> None:
+    def __init__(
+        self, image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings, *, stop: threading.Event
+    ) -> None:
+        self._stop_asked = stop
         self._image, self._plan, self._settings, self._timings, self._frame = image, plan, settings, timings, settings.frame
         self._decoder: DecodesTiles = tile_decoder(image, settings.frame.level.index)
         self._grid: TileGrid = self._decoder.grid(level=settings.frame.level.index)
@@ -172,8 +179,8 @@ class _Feed:
         """Take groups until there are none, in a thread of its own; an error is the consumer's to raise."""
         try:
             while (group := self._take()) is not None:
-                if group.missing:
-                    self._decode(group.missing)
+                for start in range(0, len(group.missing), _TILES):
+                    self._decode(group.missing[start : start + _TILES])
                 self._wait_for_others(group)
                 told = list(self._cutter.cut(group.cuts, group.batch.buffers, says_valid=group.batch.says_valid))
                 self._put_back(group, told)
@@ -258,7 +265,6 @@ class _Feed:
         """What this thread had to decode is there; what it shares with others may not be."""
         decoding = self._pool.decoding
         with self._turn:
-            self._steps += 1
             decoding.difference_update(group.missing)
             self._room.notify_all()
             while not self._stopped and not all(decoding.isdisjoint(names) for names in group.tiles):
@@ -302,6 +308,8 @@ class _Feed:
         first = [tile for tile in tiles if self._fresh[tile]]
         for tile in first:
             self._fresh[tile] = False
+        with self._turn:
+            self._steps += 1
         self._timings.count("needed", self._bytes(first))
         self._timings.count("decoded", self._bytes(tiles))
 
@@ -318,12 +326,12 @@ class _Feed:
         """The oldest batch once it is made; None after the last, or after an error."""
         with self._timings.stage("read"), self._turn:
             seen, since = self._steps, time.monotonic()
-            while not self._stopped:
+            while not self._stopped and not self._stop_asked.is_set():
                 if self._line and self._line[0].made:
                     return self._line.popleft()
                 if self._all_begun and not self._line:
                     return None
-                self._made.wait(self._settings.patience)
+                self._made.wait(min(self._settings.patience, _LOOK_AGAIN))
                 if self._steps != seen:
                     seen, since = self._steps, time.monotonic()
                 elif self._pool.decoding and time.monotonic() - since >= self._settings.patience:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def infer(
     batches: Iterator[Batch],
     device: torch.device,
     timings: Timings,
-    turn: AbstractContextManager[Any] | None = None,
+    turn: Lock | None = None,
 ) -> Generator[Values, None, None]:
     """Run `model` on each batch, holding `turn` meanwhile. On CUDA the next batch is begun before the values of one come back.
 
@@ -54,13 +54,18 @@ def infer(
         ModelError: an output is missing, has another shape than its spec says, or is not finite.
         TooLargeError: a batch does not fit on the device.
     """
-    turn = turn or nullcontext()
+    turn = turn or Lock()
     begin = (_Cuda if device.type == "cuda" else _Host)(model, device).begin
     ahead = 1 if device.type == "cuda" else 0
     begun: deque[Begun] = deque()
     for batch in batches:
-        with timings.stage("infer"), turn:
-            begun.append(begin(batch))
+        with timings.waiting("infer_for_turn"):
+            turn.acquire()
+        try:
+            with timings.stage("infer"):
+                begun.append(begin(batch))
+        finally:
+            turn.release()
         if len(begun) > ahead:
             yield _values(*begun.popleft(), model.spec, timings)
     while begun:
@@ -83,16 +88,17 @@ def compute(model: PatchModel, pixels: NDArray[Any], device: torch.device, *, in
     try:
         return answer(model, model.spec.arrange(torch.from_numpy(pixels).to(device), into=into), in_place=True)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_large(len(pixels), device, error) from None  # the traceback holds on to what does not fit
+        said = str(error)
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):
             raise
-        raise _too_large(len(pixels), device, error) from None
+        said = str(error)
+    raise _too_large(len(pixels), device, said)  # out here: the error's frames would hold on to what does not fit
 
 
-def _too_large(count: int, device: torch.device, error: BaseException) -> TooLargeError:
-    said = str(error).partition("\n")[0] or "out of memory"
-    return TooLargeError(f"{count} patches at once do not fit on {device} ({said}); a smaller --patch-size or model may")
+def _too_large(count: int, device: torch.device, said: str) -> TooLargeError:
+    why = said.partition("\n")[0] or "out of memory"
+    return TooLargeError(f"{count} patches at once do not fit on {device} ({why}); a smaller --patch-size or model may")
 
 
 class _Host:
@@ -131,18 +137,22 @@ class _Cuda:
             return kept, self._begin(batch.pixels)
 
     def _begin(self, pixels: NDArray[Any]) -> Callable[[], Given]:
-        main = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.stream(self._copies):
-                stored = torch.from_numpy(pixels).to(self._device, non_blocking=True)
-                sent = self._copies.record_event()
-            main.wait_event(sent)
-            stored.record_stream(main)
-            given = answer(self._model, self._model.spec.arrange(stored), in_place=True)
-            values = {name: _to_host(tensor) for name, tensor in given.items()}
+            return self._send(pixels)
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise _too_large(len(pixels), self._device, error) from None
+            said = str(error)
+        torch.cuda.empty_cache()
+        raise _too_large(len(pixels), self._device, said)
+
+    def _send(self, pixels: NDArray[Any]) -> Callable[[], Given]:
+        main = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):
+            stored = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+            sent = self._copies.record_event()
+        main.wait_event(sent)
+        stored.record_stream(main)
+        given = answer(self._model, self._model.spec.arrange(stored), in_place=True)
+        values = {name: _to_host(tensor) for name, tensor in given.items()}
         done = main.record_event()
         sent.synchronize()
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from patchdrive.pipeline.timings import Timings
 
 T = TypeVar("T")
-_PARTING = 60.0
-"""Seconds that a lane has to end its batch in hand once nobody wants more."""
+_PARTING = 10.0
+"""Seconds that a lane has to end its batch in hand once nobody wants more; one that does not is left behind, and ends with its batch."""
 
 Stop = threading.Event
 """Set when nobody wants more; a lane looks at it before each batch."""
@@ -32,7 +32,7 @@ def side_by_side(lanes: Sequence[Callable[[Stop], Generator[T, None, None]]], ti
             with timings.waiting("write_for_infer"):
                 lane = made.get()
             if lane.error is not None:
-                raise lane.error
+                raise lane.take_error()
             if lane.ended:
                 left -= 1
             else:
@@ -44,14 +44,6 @@ def side_by_side(lanes: Sequence[Callable[[Stop], Generator[T, None, None]]], ti
         for lane in running:
             if lane.thread.ident is not None:
                 lane.thread.join(_PARTING)
-
-
-def until(stop: Stop, items: Iterator[T]) -> Iterator[T]:
-    """`items`, as long as somebody wants more."""
-    for item in items:
-        if stop.is_set():
-            return
-        yield item
 
 
 class _Lane(Generic[T]):
@@ -70,6 +62,12 @@ class _Lane(Generic[T]):
         held = self._held.pop()
         self.taken.release()
         return held
+
+    def take_error(self) -> BaseException:
+        """Why it ended; kept no longer, for its frames hold on to what they were at."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     def _run(self) -> None:
         try:

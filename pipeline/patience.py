@@ -47,7 +47,7 @@ def patiently(tasks: Sequence[Callable[[], T]], *, workers: int, patience: float
         thread.start()
     with news:
         while len(done) < len(tasks) and not errors:
-            if not news.wait(patience):
+            if not news.wait(min(patience, threading.TIMEOUT_MAX)):
                 left.clear()
                 raise stalled()
     if errors:

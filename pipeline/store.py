@@ -125,10 +125,11 @@ class ResultStore:
                     raise StoreInUseError(f"{path} cannot be started anew while other shards of it are at work; wait for them, or end them")
                 remove_run(journal, anything=overwrite)
             check_facts(journal, {"schema": SCHEMA, **facts})
+            if not done_path(path).exists() and not journal.others():  # also where it was damaged since
+                ensure_group(path, {"patchdrive": {"schema": SCHEMA, **facts}}, journal)
             if begun(journal):
                 journal.leave_door()
             else:
-                ensure_group(path, {"patchdrive": {"schema": SCHEMA, **facts}}, journal)
                 for folder in ("images", "labels", "tables"):
                     ensure_group(path / folder, {}, journal)
             refused.pop_all()

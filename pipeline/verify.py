@@ -57,7 +57,7 @@ def verify(
         means: with what.
 
     Raises:
-        SettingsError: the sample is below zero, or there is no such device.
+        SettingsError: the sample or the seed is below zero, or there is no such device.
         StoreError: there is no store, it is of another version, or image or model are not those of the run.
         ModelError: the model cannot be loaded.
         FormatError: the source cannot be opened.
@@ -65,6 +65,8 @@ def verify(
     """
     if sample < 0:
         raise SettingsError(f"a sample is of zero or more patches, got {sample}")
+    if seed < 0:
+        raise SettingsError(f"a seed is zero or more, got {seed}")
     path, means = Path(store), means or Means()
     ledger = read_ledger(path)
     files, found = check_files(ledger, means.workers or cores())

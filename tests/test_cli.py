@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -232,3 +233,23 @@ def test_a_store_in_use_says_try_again(command, tmp_path):
     assert "in use" in said
     assert first.wait(timeout=120) == 0
     first.communicate()
+
+
+def test_the_same_image_twice_is_run_once(slide, tmp_path, capsys):
+    assert main(["run", str(slide), str(slide), "-o", str(tmp_path), "--json"]) == 0
+    first, second = lines(capsys)
+    assert first == second
+
+
+def test_an_image_too_large_for_its_share_is_run_alone(slide, tmp_path, capsys):
+    arguments = ["run", str(slide), "-o", str(tmp_path / "a"), "--saliency", "valid", "--memory"]
+    assert main([*arguments, "1MiB"]) == 2
+    least = int(re.search(r"--memory (\d+)MiB", capsys.readouterr().err)[1])
+    while main([*arguments, f"{least}MiB"]) == 2:  # the look first, then what the plan needs
+        least = int(re.search(r"--memory (\d+)MiB", capsys.readouterr().err)[1])
+    copy = tmp_path / "copy.tif"
+    copy.write_bytes(slide.read_bytes())
+    both = ["run", str(slide), str(copy), "-o", str(tmp_path / "b"), "--saliency", "valid", "--memory", f"{least}MiB", "--json"]
+    capsys.readouterr()
+    assert main(both) == 0
+    assert [line["status"] for line in lines(capsys)] == ["done", "done"]

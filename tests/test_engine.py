@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,6 +216,53 @@ def test_a_drive_does_the_blocks_that_nobody_does(tmp_path):
     assert tree(tmp_path / "s.zarr") == tree(tmp_path / "whole.zarr")
 
 
+def test_an_error_in_one_lane_is_told_within_seconds_though_another_hangs(tmp_path):
+    gate, hung = threading.Event(), threading.Event()
+
+    class Half(MemoryImage):
+        def read(self, window, *, level=0, channels=None, out=None):
+            if level == 0 and window.y >= 1000:
+                hung.set()
+                gate.wait()
+            return super().read(window, level=level, channels=channels, out=out)
+
+    class Raising(Means):
+        def __call__(self, pixels):
+            if len(pixels) > 4:
+                hung.wait(30)
+                raise ZeroDivisionError
+            return super().__call__(pixels)
+
+    pixels = np.random.default_rng(0).integers(40, 200, (2000, 2000, 3)).astype(np.uint8)
+    image = Half([pixels, np.ascontiguousarray(pixels[::8, ::8])], mpp=(0.5, 0.5), tile=250)
+    begin = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        run(image, Raising(), tmp_path / "s.zarr", settings=replace(EVERYWHERE, device="cpu,cpu"))
+    assert time.monotonic() - begin < 20
+    gate.set()
+
+
+def test_what_did_not_fit_is_let_go(tmp_path):
+    alive = []
+
+    class Large(Means):
+        def __call__(self, pixels):
+            if len(pixels) > 8:
+                held = torch.empty(1000)
+                alive.append(weakref.ref(held))
+                raise torch.OutOfMemoryError("too large")
+            assert not any(one() is not None for one in alive)
+            return super().__call__(pixels)
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(slide(), Large(), tmp_path / "s.zarr", settings=EVERYWHERE)
+    finally:
+        gc.enable()
+    assert len(alive) == 2
+
+
 def test_devices_are_named_and_refused_by_name():
     assert pick_devices("cpu,cpu") == (torch.device("cpu"),) * 2
     for names, words in (("gpu", "not a device"), ("cpu,cuda", "one kind|0 CUDA devices"), ("cuda:0,77", "CUDA devices")):
@@ -282,3 +331,17 @@ def test_a_store_computed_in_shrinking_batches_verifies(tmp_path):
     assert [record["batch_size"] for record in records] == [32, *[8] * (len(records) - 1)]
     verdict = verify(tmp_path / "s.zarr", slide(), Means(), sample=3000)
     assert not verdict.problems
+
+
+@pytest.mark.parametrize("damage", ["edited", "gone"])
+def test_a_damaged_root_is_written_again_and_nothing_else(tmp_path, damage):
+    run(slide(), Means(), tmp_path / "s.zarr", settings=EVERYWHERE)
+    before, root, model = tree(tmp_path / "s.zarr"), tmp_path / "s.zarr" / "zarr.json", Means()
+    root.write_text(root.read_text().replace('"attributes": {', '"attributes": {"note": "mine",')) if damage == "edited" else root.unlink()
+    verdict = verify(tmp_path / "s.zarr", slide(), Means())
+    assert [problem.where for problem in verdict.problems] == ["s.zarr/zarr.json"]
+    (tmp_path / "s.done.json").unlink()  # what mending does where no block is damaged
+    report = run(slide(), model, tmp_path / "s.zarr", settings=EVERYWHERE)
+    assert report.status == "done"
+    assert len(model.seen) == 2  # probed, and no batch computed
+    assert tree(tmp_path / "s.zarr") == before
