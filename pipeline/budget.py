@@ -121,9 +121,13 @@ class Needs:
     """Bytes held from beginning to end: saliency, plan, glance, caches of the libraries that read."""
 
     def batch_bytes(self, batch_size: int) -> int:
-        """A lane's batches in flight with their validity, and its least pool."""
+        """A lane's batches in flight with their validity, one more as the model eats it, and its least pool."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
-        return batch_size * self.frame.side**2 * self.batches * (self.channels * stored + 1) + self.least_pool()
+        return (
+            batch_size * self.frame.side**2 * self.batches * (self.channels * stored + 1)
+            + batch_size * self.frame.side**2 * (self.channels * 4 + 1)
+            + self.least_pool()
+        )
 
     def least_pool(self) -> int:
         """The tiles that two patches are cut from."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -48,52 +50,48 @@ def infer(
     timings: Timings,
     turn: Lock | None = None,
 ) -> Generator[Values, None, None]:
-    """Run `model` on each batch, holding `turn` meanwhile. On CUDA the next batch is begun before the values of one come back.
+    """Run `model` on each batch, holding `turn` meanwhile. The next batch is begun before the values of one come back.
 
     Raises:
         ModelError: an output is missing, has another shape than its spec says, or is not finite.
         TooLargeError: a batch does not fit on the device.
     """
     turn = turn or Lock()
-    begin = (_Cuda if device.type == "cuda" else _Host)(model, device).begin
-    ahead = 1 if device.type == "cuda" else 0
-    begun: deque[Begun] = deque()
-    for batch in batches:
-        with timings.waiting("infer_for_turn"):
-            turn.acquire()
-        try:
-            with timings.stage("infer"):
-                begun.append(begin(batch))
-        finally:
-            turn.release()
-        if len(begun) > ahead:
-            yield _values(*begun.popleft(), model.spec, timings)
-    while begun:
-        yield _values(*begun.popleft(), model.spec, timings)
+    with closing(_Cuda(model, device, turn, timings) if device.type == "cuda" else _Host(model, turn, timings)) as computer:
+        begun: deque[Begun] = deque()
+        for batch in batches:
+            begun.append(computer.begin(batch))
+            if len(begun) > 1:
+                yield _values(*begun.popleft(), model.spec)
+        while begun:
+            yield _values(*begun.popleft(), model.spec)
 
 
-@torch.inference_mode()
-def compute(model: PatchModel, pixels: NDArray[Any], device: torch.device, *, into: Tensor | None = None) -> Given:
+def compute(model: PatchModel, pixels: NDArray[Any], device: torch.device) -> Given:
     """What `model` gives for stored pixels (n, side, side, channel), on the device.
-
-    Args:
-        model: which is there.
-        pixels: of a batch.
-        device: where.
-        into: a tensor there that receives what the model eats, (n, channel, side, side) float32; made where there is none.
 
     Raises:
         TooLargeError: they do not fit there.
     """
+    return fitting(lambda: answer(model, model.spec.arrange(torch.from_numpy(pixels).to(device)), in_place=True), len(pixels), device)
+
+
+@torch.inference_mode()
+def fitting(work: Callable[[], Given], count: int, device: torch.device) -> Given:
+    """What `work` gives for `count` patches.
+
+    Raises:
+        TooLargeError: it ran out of memory.
+    """
     try:
-        return answer(model, model.spec.arrange(torch.from_numpy(pixels).to(device), into=into), in_place=True)
+        return work()
     except (torch.OutOfMemoryError, MemoryError) as error:
         said = str(error)
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):
             raise
         said = str(error)
-    raise _too_large(len(pixels), device, said)  # out here: the error's frames would hold on to what does not fit
+    raise _too_large(count, device, said)  # out here: the error's frames would hold on to what does not fit
 
 
 def _too_large(count: int, device: torch.device, said: str) -> TooLargeError:
@@ -102,30 +100,49 @@ def _too_large(count: int, device: torch.device, said: str) -> TooLargeError:
 
 
 class _Host:
-    """Computes at once. What the model eats is written into one tensor again and again; what it hands back of it is copied."""
+    """A thread of its own computes one batch while the caller's brings the next into the form the model eats, in one of two tensors
+    that are used again and again; what the model hands back of them is copied.
+    """
 
-    def __init__(self, model: PatchModel, device: torch.device) -> None:
-        self._model, self._device = model, device
-        self._eaten: Tensor | None = None
+    def __init__(self, model: PatchModel, turn: Lock, timings: Timings) -> None:
+        self._model, self._turn, self._timings = model, turn, timings
+        self._idle: list[Tensor] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="patchdrive-compute")
 
     def begin(self, batch: Batch) -> Begun:
-        """Compute a batch."""
+        """Bring a batch into form and have it computed; the feed may write into it again once this returns."""
+        kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
-            return batch, dict
-        if self._eaten is None:
-            count, side, _, channels = batch.pixels.shape
-            self._eaten = torch.empty((count, channels, side, side), dtype=torch.float32, device=self._device)
-        given = compute(self._model, batch.pixels, self._device, into=self._eaten)
-        eaten = self._eaten.untyped_storage().data_ptr()
-        kept = {name: tensor.clone() if tensor.untyped_storage().data_ptr() == eaten else tensor for name, tensor in given.items()}
-        return batch, lambda: kept
+            return kept, dict
+        count, side, _, channels = batch.pixels.shape
+        eaten = self._idle.pop() if self._idle else torch.empty((count, channels, side, side), dtype=torch.float32)
+        spec = self._model.spec
+        spec.standardise(spec.arrange(torch.from_numpy(batch.pixels), into=eaten), in_place=True)
+        return kept, self._thread.submit(self._compute, eaten).result
+
+    def close(self) -> None:
+        """Compute nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _compute(self, eaten: Tensor) -> Given:
+        with self._timings.waiting("infer_for_turn"):
+            self._turn.acquire()
+        try:
+            with self._timings.stage("infer"):
+                given = fitting(lambda: self._model(eaten), len(eaten), eaten.device)
+        finally:
+            self._turn.release()
+        place = eaten.untyped_storage().data_ptr()
+        kept = {name: tensor.clone() if tensor.untyped_storage().data_ptr() == place else tensor for name, tensor in given.items()}
+        self._idle.append(eaten)
+        return kept
 
 
 class _Cuda:
     """Copies up on a stream of its own, from page-locked memory, while the device computes; values come back likewise."""
 
-    def __init__(self, model: PatchModel, device: torch.device) -> None:
-        self._model, self._device = model, device
+    def __init__(self, model: PatchModel, device: torch.device, turn: Lock, timings: Timings) -> None:
+        self._model, self._device, self._turn, self._timings = model, device, turn, timings
         self._copies: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(self, batch: Batch) -> Begun:
@@ -133,8 +150,16 @@ class _Cuda:
         kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
             return kept, dict
-        with torch.cuda.device(self._device), torch.inference_mode():
-            return kept, self._begin(batch.pixels)
+        with self._timings.waiting("infer_for_turn"):
+            self._turn.acquire()
+        try:
+            with torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
+                return kept, self._begin(batch.pixels)
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """Nothing to end: what was sent off ends by itself."""
 
     def _begin(self, pixels: NDArray[Any]) -> Callable[[], Given]:
         try:
@@ -157,7 +182,8 @@ class _Cuda:
         sent.synchronize()
 
         def wait() -> Given:
-            done.synchronize()
+            with self._timings.stage("infer"):
+                done.synchronize()
             return values
 
         return wait
@@ -167,11 +193,10 @@ def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _values(batch: Batch, wait: Callable[[], Given], spec: ModelSpec, timings: Timings) -> Values:
+def _values(batch: Batch, wait: Callable[[], Given], spec: ModelSpec) -> Values:
     if not len(batch.rows):
         return Values(batch=batch, outputs={})
-    with timings.stage("infer"):
-        given = wait()
+    given = wait()
     missing = [output.name for output in spec.outputs if output.name not in given]
     if missing:
         raise ModelError(f"{spec.name} gave {sorted(given)} but its spec promises {missing} too")
