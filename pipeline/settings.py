@@ -74,7 +74,7 @@ class RunSettings:
     workers: int | None = None
     """Decode threads; None: the cores this process may use."""
     patience: float = 300.0
-    """Seconds without a single decoded tile after which a source is given up."""
+    """Seconds in which nothing of a source was decoded, after which it is given up."""
     shard: Shard = WHOLE
     """Which blocks are this process's, where several compute one image; the last of them finishes the store."""
 
