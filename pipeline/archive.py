@@ -159,6 +159,7 @@ class Archive:
         store, whole = self.out / store_name(image), self.settings.memory or host_limit() // 2
 
         def fly(memory: int) -> RunReport:
+            """The run, with so much of it."""
             settings = replace(self.settings, memory=memory)
             with self.air.store(store):
                 return run(

@@ -121,8 +121,8 @@ class _Host:
         return kept, self._thread.submit(self._compute, eaten).result
 
     def close(self) -> None:
-        """Compute nothing more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Compute nothing more; what the batch in hand holds is gone when this returns."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _compute(self, eaten: Tensor) -> Given:
         with self._timings.waiting("infer_for_turn"):
