@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from patchdrive.models.types import PatchModel
 from patchdrive.pipeline.budget import Footprint, show_bytes
 from patchdrive.pipeline.probe import probe
+from patchdrive.pipeline.turns import Line, Turn
 from patchdrive.readers.errors import BudgetError, SettingsError
 
 
@@ -25,13 +27,13 @@ class Placed:
     """Ready to compute."""
     device: torch.device
     """There."""
-    turn: threading.Lock
-    """Held while a batch is computed."""
+    turn: Turn
+    """Taken for every batch."""
 
 
 class Devices:
     """Some devices by name: a model is put on each, its footprint is probed once, and runs that share a device take turns there,
-    a whole batch each, so that never more than one batch is being computed on it.
+    a whole batch each: never more than one is being computed on it, and the run that came first goes first.
     """
 
     def __init__(self, names: str) -> None:
@@ -42,7 +44,9 @@ class Devices:
         """
         self.each = pick_devices(names)
         """One per lane; a device named twice has two lanes that take turns."""
-        self._turns = {device: threading.Lock() for device in self.each}
+        self._lines = {device: Line() for device in self.each}
+        self._ranks = itertools.count(1)
+        self._rank = 0
         self._probing = threading.Lock()
         self._copies: dict[tuple[str, torch.device], PatchModel] = {}
         self._footprints: dict[tuple[str, int, str], Footprint] = {}
@@ -52,9 +56,15 @@ class Devices:
         """Where what is done once is done."""
         return self.each[0]
 
-    def turn(self, device: torch.device) -> threading.Lock:
-        """Held while a batch is computed on `device`."""
-        return self._turns[device]
+    def joined(self) -> Devices:
+        """The same devices for one more run, which lets those that joined before it go first."""
+        one = copy.copy(self)
+        one._rank = next(self._ranks)  # noqa: SLF001  one of us
+        return one
+
+    def turn(self, device: torch.device) -> Turn:
+        """How this run asks for `device`, batch by batch."""
+        return Turn(self._lines[device], self._rank)
 
     def place(self, model: PatchModel) -> Sequence[Placed]:
         """`model` for each lane: itself on the first device, copies on the others."""
@@ -80,7 +90,7 @@ class Devices:
         key = (model.digest, side, dtype.name)
         with self._probing:
             if key not in self._footprints:
-                with self.turn(self.first):
+                with self.turn(self.first).ask():
                     self._footprints[key] = probe(model, side=side, dtype=dtype, device=self.first)
             return self._footprints[key]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from patchdrive.models.answer import answer
 from patchdrive.models.types import ModelSpec, OutputSpec, PatchModel
 from patchdrive.pipeline.batches import Batch
 from patchdrive.pipeline.timings import Timings
+from patchdrive.pipeline.turns import Ticket, Turn
 from patchdrive.readers.errors import BudgetError, ModelError
 
 Given = Mapping[str, Tensor]
@@ -48,15 +48,15 @@ def infer(
     batches: Iterator[Batch],
     device: torch.device,
     timings: Timings,
-    turn: Lock | None = None,
+    turn: Turn | None = None,
 ) -> Generator[Values, None, None]:
-    """Run `model` on each batch, holding `turn` meanwhile. The next batch is begun before the values of one come back.
+    """Run `model` on each batch, taking a `turn` for it. The next batch is begun before the values of one come back.
 
     Raises:
         ModelError: an output is missing, has another shape than its spec says, or is not finite.
         TooLargeError: a batch does not fit on the device.
     """
-    turn = turn or Lock()
+    turn = turn or Turn()
     with closing(_Cuda(model, device, turn, timings) if device.type == "cuda" else _Host(model, turn, timings)) as computer:
         begun: deque[Begun] = deque()
         for batch in batches:
@@ -104,8 +104,9 @@ class _Host:
     that are used again and again; what the model hands back of them is copied.
     """
 
-    def __init__(self, model: PatchModel, turn: Lock, timings: Timings) -> None:
+    def __init__(self, model: PatchModel, turn: Turn, timings: Timings) -> None:
         self._model, self._turn, self._timings = model, turn, timings
+        self._asked: deque[Ticket] = deque()
         self._idle: list[Tensor] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="patchdrive-compute")
 
@@ -118,20 +119,21 @@ class _Host:
         eaten = self._idle.pop() if self._idle else torch.empty((count, channels, side, side), dtype=torch.float32)
         spec = self._model.spec
         spec.standardise(spec.arrange(torch.from_numpy(batch.pixels), into=eaten), in_place=True)
+        self._asked.append(self._turn.ask())
         return kept, self._thread.submit(self._compute, eaten).result
 
     def close(self) -> None:
         """Compute nothing more; what the batch in hand holds is gone when this returns."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        for ticket in self._asked:
+            ticket.give_up()
 
     def _compute(self, eaten: Tensor) -> Given:
+        ticket = self._asked.popleft()
         with self._timings.waiting("infer_for_turn"):
-            self._turn.acquire()
-        try:
-            with self._timings.stage("infer"):
-                given = fitting(lambda: self._model(eaten), len(eaten), eaten.device)
-        finally:
-            self._turn.release()
+            ticket.called.wait()
+        with ticket, self._timings.stage("infer"):
+            given = fitting(lambda: self._model(eaten), len(eaten), eaten.device)
         place = eaten.untyped_storage().data_ptr()
         kept = {name: tensor.clone() if tensor.untyped_storage().data_ptr() == place else tensor for name, tensor in given.items()}
         self._idle.append(eaten)
@@ -141,7 +143,7 @@ class _Host:
 class _Cuda:
     """Copies up on a stream of its own, from page-locked memory, while the device computes; values come back likewise."""
 
-    def __init__(self, model: PatchModel, device: torch.device, turn: Lock, timings: Timings) -> None:
+    def __init__(self, model: PatchModel, device: torch.device, turn: Turn, timings: Timings) -> None:
         self._model, self._device, self._turn, self._timings = model, device, turn, timings
         self._copies: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -150,13 +152,11 @@ class _Cuda:
         kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
             return kept, dict
+        ticket = self._turn.ask()
         with self._timings.waiting("infer_for_turn"):
-            self._turn.acquire()
-        try:
-            with torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
-                return kept, self._begin(batch.pixels)
-        finally:
-            self._turn.release()
+            ticket.called.wait()
+        with ticket, torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
+            return kept, self._begin(batch.pixels)
 
     def close(self) -> None:
         """Nothing to end: what was sent off ends by itself."""

@@ -56,7 +56,7 @@ def run(
         PatchdriveError: image, model and settings do not fit together; says why.
     """
     settings, timings = settings or RunSettings(), Timings()
-    devices = devices or Devices(settings.device)
+    devices = (devices or Devices(settings.device)).joined()
     if isinstance(model, DriveModel) and settings.max_patches is not None:
         model = model.with_max_patches(settings.max_patches)
     encoder = model.encoder if isinstance(model, DriveModel) else model

@@ -99,9 +99,7 @@ def test_of_tiles_read_together_only_the_torn_ones_are_named():
     np.testing.assert_array_equal(out[1], pixels[150:, 150:])
 
 
-@given(
-    height=st.integers(1, 400), width=st.integers(1, 400), tile_height=st.integers(1, 90), tile_width=st.integers(1, 90), data=st.data()
-)
+@given(height=st.integers(1, 400), width=st.integers(1, 400), tile_height=st.integers(1, 90), tile_width=st.integers(1, 90), data=st.data())
 @settings(deadline=None)
 def test_tiles_lie_on_the_level_exactly_once_and_a_window_touches_those_it_meets(height, width, tile_height, tile_width, data):
     grid = TileGrid(height=height, width=width, tile_height=tile_height, tile_width=tile_width)
