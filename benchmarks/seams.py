@@ -57,9 +57,9 @@ SOURCES = (
 class SmallNetwork(nn.Module):
     """A PatchModel: three convolutions of 3 x 3 and ReLU between them; one value a pixel."""
 
-    def __init__(self, channels: int, source: Source, halo: int) -> None:
+    def __init__(self, channels: int, source: Source) -> None:
         super().__init__()
-        output = OutputSpec(name="answer", kind="image", channels=("answer",), dtype="float32", halo=halo)
+        output = OutputSpec(name="answer", kind="image", channels=("answer",), dtype="float32")
         self.spec = ModelSpec(name="small", channels=channels, size=SIDE, scale=source.scale, fill=source.fill, outputs=(output,))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -102,8 +102,8 @@ def planned_cores(plan: Plan, halo: int) -> NDArray[np.bool_]:
 def measure(image: Image, source: Source, answer: Answer, way: tuple[Blend, int, int]) -> dict[str, Any]:
     """One run, joined in one way (blend, overlap, halo), compared with whole-image inference."""
     (blend, overlap, halo), (wanted, valid) = way, answer
-    network = SmallNetwork(len(image.channels), source, halo)
-    settings = RunSettings(saliency="valid", overlap=overlap, blend=blend, device="cpu")
+    network = SmallNetwork(len(image.channels), source)
+    settings = RunSettings(saliency="valid", overlap=overlap, halo=halo, blend=blend, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "run.zarr"
         report = run(image, network, store, settings=settings)
@@ -156,7 +156,7 @@ def main() -> int:
     found = []
     for source in SOURCES[1:2] if given.quick else SOURCES:
         image = open_image(str(DATA / source.path))
-        answer = whole(image, SmallNetwork(len(image.channels), source, 0))
+        answer = whole(image, SmallNetwork(len(image.channels), source))
         ways: list[tuple[Blend, int, int]] = [(blend, overlap, 0) for overlap in (0, 64, 128) for blend in get_args(Blend)]
         found += [measure(image, source, answer, way) for way in (*ways, ("box", 2 * REACH, REACH))]
         image.close()

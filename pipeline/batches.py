@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from patchdrive.pipeline.plan import Block
+from patchdrive.pipeline.uncut import Uncut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class Batch:
     """(n,) rows of the plan, n <= batch size."""
     places: NDArray[np.int64]
     """(n,) where each lies in `pixels` and `valid`; a dropped row leaves its place empty."""
-    pixels: NDArray[Any]
-    """(batch size, side, side, channel), stored dtype, or float32 where resampled; empty places hold the fill."""
+    held: NDArray[Any] | Uncut
+    """Its pixels: cut, (batch size, side, side, channel), or in their tiles; empty places hold the fill."""
     valid: NDArray[np.bool_] | None
     """(batch size, side, side) True where the source has valid data; None: everywhere."""
     dropped: tuple[Dropped, ...]
@@ -55,13 +56,30 @@ class Batch:
     last: bool
     """True for the last batch of its block."""
 
+    @property
+    def size(self) -> int:
+        """Places, empty ones included."""
+        size: int = self.held.shape[0]
+        return size
+
+    @property
+    def side(self) -> int:
+        """Of a patch."""
+        side: int = self.held.shape[1]
+        return side
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """(batch size, side, side, channel), stored dtype, or float32 where resampled; cut now where they are not yet."""
+        return self.held.pixels() if isinstance(self.held, Uncut) else self.held
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Buffers:
     """What one batch is written into."""
 
     pixels: NDArray[Any]
-    """(batch size, side, side, channel)."""
+    """(batch size, side, side, channel); of no place where patches stay uncut."""
     valid: NDArray[np.bool_]
     """(batch size, side, side)."""
 
@@ -69,9 +87,10 @@ class Buffers:
 class BufferRing:
     """Buffers of one shape, lent and given back: fresh pages cost a fifth of decoding. Whoever calls holds the caller's own lock."""
 
-    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any], count: int, pinned: bool) -> None:
+    def __init__(self, *, batch_size: int, side: int, channels: int, dtype: np.dtype[Any], count: int, uncut: bool, pinned: bool) -> None:
         """Remember the shape; the `count` buffers, `pinned` in memory for a CUDA device or not, are made when first lent."""
-        self._shape, self._channels, self._dtype = (batch_size, side, side), channels, dtype
+        self._shape, self._dtype = (batch_size, side, side), dtype
+        self._pixels = (0 if uncut else batch_size, side, side, channels)
         self._pinned = pinned
         self._idle: list[Buffers] = []
         self.free = count
@@ -82,13 +101,17 @@ class BufferRing:
         self.free -= 1
         if self._idle:
             return self._idle.pop()
-        shape = (*self._shape, self._channels)
-        pixels: NDArray[Any] = np.empty(shape, self._dtype)
-        if self._pinned:
-            pixels = torch.empty(pixels.nbytes, dtype=torch.uint8, pin_memory=True).numpy().view(self._dtype).reshape(shape)
-        return Buffers(pixels=pixels, valid=np.empty(self._shape, np.bool_))
+        return Buffers(pixels=host_array(self._pixels, self._dtype, pinned=self._pinned), valid=np.empty(self._shape, np.bool_))
 
     def give_back(self, buffers: Buffers) -> None:
         """Nobody reads these any more."""
         self.free += 1
         self._idle.append(buffers)
+
+
+def host_array(shape: tuple[int, ...], dtype: np.dtype[Any], *, pinned: bool) -> NDArray[Any]:
+    """An array of anything, `pinned` in page-locked memory, from which a CUDA device copies by itself, or not."""
+    array: NDArray[Any] = np.empty(shape, dtype)
+    if pinned and array.nbytes:
+        array = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+    return array

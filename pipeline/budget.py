@@ -119,19 +119,22 @@ class Needs:
     """Of the model, where it computes in host memory."""
     fixed: int
     """Bytes held from beginning to end: saliency, plan, glance, caches of the libraries that read."""
+    uncut: bool = False
+    """Patches stay in their tiles, and are cut on the device."""
 
     def batch_bytes(self, batch_size: int) -> int:
         """A lane's batches in flight with their validity, one more as the model eats it, and its least pool."""
         stored = 4 if not self.frame.exact and self.frame.resampling == "area" else self.dtype.itemsize
+        cut = 0 if self.uncut else self.channels * stored
         return (
-            batch_size * self.frame.side**2 * self.batches * (self.channels * stored + 1)
+            batch_size * self.frame.side**2 * self.batches * (cut + 1)
             + batch_size * self.frame.side**2 * (self.channels * 4 + 1)
-            + self.least_pool()
+            + self.least_pool(batch_size)
         )
 
-    def least_pool(self) -> int:
-        """The tiles that two patches are cut from."""
-        return 2 * self.slot_bytes() * self.frame.tiles_per_patch(self.grid)
+    def least_pool(self, batch_size: int) -> int:
+        """The tiles that two patches are cut from; or all of a batch, where they stay uncut."""
+        return (batch_size if self.uncut else 2) * self.slot_bytes() * self.frame.tiles_per_patch(self.grid)
 
     def worker_bytes(self) -> int:
         """What one thread holds while it cuts a patch: source pixels, validity and, where they are resampled, two float32 copies."""
@@ -201,7 +204,8 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
             left = (memory - needs.least(size, side)) // needs.lanes
             if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
                 more = min(workers - 1, left // needs.worker_bytes())
-                pool = min(_POOL_CAP, left - more * needs.worker_bytes() + needs.least_pool())
+                least_pool = needs.least_pool(size)
+                pool = min(2 * least_pool if needs.uncut else _POOL_CAP, left - more * needs.worker_bytes() + least_pool)
                 return Allotment(batch_size=size, edge=side, pool_bytes=pool, workers=1 + more)
     least = needs.least(batches[-1], edges[-1])
     model = needs.computing.of(batches[-1])

@@ -142,6 +142,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--select", choices=("grid", "topk"), default="grid", help="every patch worth reading, or the best --max-patches")
     add("--max-patches", type=int, help="most patches topk or a driving model may ask for")
     add("--spacing", type=int, help="topk: least distance between patches, target pixels (default: one patch)")
+    add("--halo", type=int, help="context around a map patch that is seen and not written, pixels (default: the model's)")
     add("--blend", choices=("box", "hann", "gaussian", "pyramid"), help="weights where map patches overlap")
     add("--all-classes", action="store_true", help="keep every class probability of a segmenter")
     add(

@@ -68,6 +68,8 @@ class Cutter:
     """Stored value for pixels that are invalid or outside."""
     on_error: OnError
     """What becomes of patches whose pixels cannot be decoded."""
+    uncut: bool = False
+    """Only validity is written, of patches that are read as they are; the pixels stay in their tiles."""
 
     def cut(self, cuts: Sequence[Cut], buffers: Buffers, *, says_valid: bool) -> Iterator[Dropped | Holed]:
         """Write patches to their places; those that cannot be, have no valid pixel, or have a hole, are named.
@@ -88,19 +90,21 @@ class Cutter:
 
     def _cut_one(self, cut: Cut, torn: Sequence[Torn], buffers: Buffers, *, says_valid: bool) -> bool:
         """Write one patch to its place; False where it has no valid pixel, and holds the fill."""
-        pixels, valid = buffers.pixels[cut.place], buffers.valid[cut.place]
+        pixels, valid = None if self.uncut else buffers.pixels[cut.place], buffers.valid[cut.place]
         whole = not torn and self._whole(cut)
-        if not self.frame.exact:
+        if pixels is not None and not self.frame.exact:
             return self._resample(cut, torn, pixels, valid, whole=whole)
         if whole:
-            self._paste(cut, pixels, None)
+            if pixels is not None:
+                self._paste(cut, pixels, None)
             if says_valid:
                 valid[...] = True
             return True
         valid[...] = False
         self._paste(cut, pixels, valid)
         _mask(cut, torn, valid)
-        pixels[~valid] = np.asarray(self.fill).astype(pixels.dtype)
+        if pixels is not None:
+            pixels[~valid] = np.asarray(self.fill).astype(pixels.dtype)
         return bool(valid.any())
 
     def _resample(self, cut: Cut, torn: Sequence[Torn], pixels: NDArray[Any], valid: NDArray[np.bool_], *, whole: bool) -> bool:
@@ -122,7 +126,7 @@ class Cutter:
         pixels[...], valid[...] = resample(found, known, rows, columns, fill=self.fill)
         return True
 
-    def _paste(self, cut: Cut, pixels: NDArray[Any], valid: NDArray[np.bool_] | None) -> None:
+    def _paste(self, cut: Cut, pixels: NDArray[Any] | None, valid: NDArray[np.bool_] | None) -> None:
         """Copy what the tiles hold of a patch's source to `pixels`, (height, width, channel), and to `valid`, (height, width)."""
         grid, slab, masks, slots = self.grid, self.pool.pixels, self.pool.valid, self._slots(cut)
         high, wide, bottom, right = grid.tile_height, grid.tile_width, min(cut.bottom, grid.height), min(cut.right, grid.width)
@@ -134,7 +138,8 @@ class Cutter:
             y, y_end = max(cut.top, begin), min(bottom, begin + high)
             to_rows, from_rows = slice(y - cut.top, y_end - cut.top), slice(y - begin, y_end - begin)
             for slot, (to_columns, from_columns) in zip(row, across, strict=True):
-                pixels[to_rows, to_columns] = slab[slot, from_rows, from_columns]
+                if pixels is not None:
+                    pixels[to_rows, to_columns] = slab[slot, from_rows, from_columns]
                 if valid is not None:
                     valid[to_rows, to_columns] = True if masks is None else masks[slot, from_rows, from_columns]
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from patchdrive.pipeline.plan import Block, Plan
 from patchdrive.pipeline.pool import TilePool
 from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of
 from patchdrive.pipeline.timings import Timings
+from patchdrive.pipeline.uncut import Uncut
 from patchdrive.readers import Image
 from patchdrive.readers.errors import StalledError
 from patchdrive.readers.tiles import DecodesTiles, TileGrid, tile_decoder
@@ -57,7 +58,9 @@ class FeedSettings:
     patience: float = 300.0
     """Seconds without a single tile after which the source is given up."""
     pinned: bool = False
-    """Batches lie in page-locked memory, from which a CUDA device copies by itself."""
+    """What is sent to a device lies in page-locked memory, from which a CUDA device copies by itself."""
+    uncut: bool = False
+    """Patches stay in their tiles, to be cut where they are computed; for frames that are read as they are."""
 
 
 def batches_ahead(workers: int) -> int:
@@ -100,7 +103,10 @@ class _Making:
     buffers: Buffers
     cuts: deque[Cut]  # not yet taken by any thread
     told: list[Dropped | Holed]
+    sources: NDArray[np.int64]
+    tiles: NDArray[np.int64]
     groups: int = 0  # taken, and not yet cut
+    held: list[list[int]] = field(default_factory=list)  # tiles of patches that stay uncut
 
     @property
     def made(self) -> bool:
@@ -132,21 +138,32 @@ class _Feed:
         needed: NDArray[np.bool_] = np.greater(uses, 0)
         self._fresh = bytearray(needed.tobytes())  # tiles that no patch has needed yet: what a perfect reader would still decode
         slot_bytes = self._grid.tile_height * self._grid.tile_width * (self._pixel_bytes + int(image.has_mask))
+        self._per_patch = self._frame.tiles_per_patch(self._grid)
         self._pool = TilePool(
             self._grid,
             channels=len(settings.channels),
             dtype=image.dtype,
             masked=image.has_mask,
-            capacity=max(self._frame.tiles_per_patch(self._grid), settings.pool_bytes // slot_bytes),
+            # What stays uncut holds its tiles: those of one batch must find room whatever comes.
+            capacity=max((settings.batch_size if settings.uncut else 1) * self._per_patch, settings.pool_bytes // slot_bytes),
             uses=uses,
+            pinned=settings.pinned and settings.uncut,
         )
-        self._cutter = Cutter(frame=self._frame, grid=self._grid, pool=self._pool, fill=settings.fill, on_error=settings.on_error)
+        self._cutter = Cutter(
+            frame=self._frame,
+            grid=self._grid,
+            pool=self._pool,
+            fill=settings.fill,
+            on_error=settings.on_error,
+            uncut=settings.uncut,
+        )
         self._ring = BufferRing(
             batch_size=settings.batch_size,
             side=self._frame.side,
             channels=len(settings.channels),
             dtype=self._frame.made(image.dtype),
             count=1 + batches_ahead(settings.workers),
+            uncut=settings.uncut,
             pinned=settings.pinned,
         )
         self._turn = threading.Lock()  # guards all that follows, the pool and the ring
@@ -166,6 +183,8 @@ class _Feed:
             yield self._finish(making)
             with self._turn:
                 self._ring.give_back(making.buffers)
+                for names in making.held:
+                    self._pool.release(names)
                 self._room.notify_all()
         if self._error is not None:
             raise self._error
@@ -217,6 +236,8 @@ class _Feed:
                     buffers=self._ring.lend(),
                     cuts=deque(Cut(*fields) for fields in table[part][~outside[part]].tolist()),
                     told=[Dropped(row=row, state="skipped", reason="no valid pixel") for row in empty],
+                    sources=sources[part],
+                    tiles=tiles[part],
                 )
 
     def _take(self) -> _Group | None:
@@ -272,8 +293,11 @@ class _Feed:
 
     def _put_back(self, group: _Group, told: list[Dropped | Holed]) -> None:
         with self._turn:
-            for names in group.tiles:
-                self._pool.release(names)
+            if self._settings.uncut:
+                group.batch.held += group.tiles
+            else:
+                for names in group.tiles:
+                    self._pool.release(names)
             group.batch.told += told
             group.batch.groups -= 1
             self._room.notify_all()
@@ -348,22 +372,49 @@ class _Feed:
         )
 
     def _finish(self, making: _Making) -> Batch:
-        pixels = making.buffers.pixels
-        fill = np.asarray(self._settings.fill).astype(pixels.dtype)
         kept = np.ones(len(making.rows), np.bool_)
         told = sorted(making.told, key=lambda one: one.row)
         dropped = tuple(one for one in told if isinstance(one, Dropped))
         if dropped:
             kept = ~np.isin(making.rows, [drop.row for drop in dropped])
+        places = np.flatnonzero(kept)
+        if not self._settings.uncut:
+            pixels = making.buffers.pixels
+            fill = np.asarray(self._settings.fill).astype(pixels.dtype)
             pixels[: len(kept)][~kept] = fill
-        pixels[len(kept) :] = fill
+            pixels[len(kept) :] = fill
         return Batch(
             block=making.block,
             rows=making.rows[kept],
-            places=np.flatnonzero(kept),
-            pixels=pixels,
+            places=places,
+            held=self._uncut(making, places) if self._settings.uncut else making.buffers.pixels,
             valid=making.buffers.valid if making.says_valid else None,
             dropped=dropped,
             holed=tuple(one for one in told if isinstance(one, Holed)),
             last=making.last,
+        )
+
+    def _uncut(self, making: _Making, places: NDArray[np.int64]) -> Uncut:
+        """Where the tiles of the patches at `places` lie; they are held until the batch is given back."""
+        pool, grid, size = self._pool, self._grid, self._settings.batch_size
+        tiles, sources = making.tiles[places], making.sources[places]
+        high, wide = (tiles[:, 2:] - tiles[:, :2]).max(axis=0, initial=1)
+        # A patch with fewer tiles than others names its last one again.
+        rows = np.minimum(tiles[:, :1] + np.arange(high), tiles[:, 2:3] - 1)
+        columns = np.minimum(tiles[:, 1:2] + np.arange(wide), tiles[:, 3:] - 1)
+        slots, corners = np.zeros((size, high, wide), np.int64), np.zeros((size, 2), np.int64)
+        slots[places] = pool.slots[rows[:, :, None], columns[:, None, :]]
+        corners[places] = sources[:, :2] - tiles[:, :2] * (grid.tile_height, grid.tile_width)
+        used = np.unique(slots[places])
+        fresh = used[pool.fresh[used]]
+        pool.fresh[fresh] = False
+        return Uncut(
+            slab=pool.pixels,
+            fresh=fresh,
+            slots=slots,
+            corners=corners,
+            empty=np.setdiff1d(np.arange(size), places),
+            valid=making.buffers.valid if making.says_valid else None,
+            side=self._frame.side,
+            fill=self._settings.fill,
         )

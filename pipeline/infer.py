@@ -19,6 +19,7 @@ from patchdrive.models.types import ModelSpec, OutputSpec, PatchModel
 from patchdrive.pipeline.batches import Batch
 from patchdrive.pipeline.timings import Timings
 from patchdrive.pipeline.turns import Ticket, Turn
+from patchdrive.pipeline.uncut import Uncut
 from patchdrive.readers.errors import BudgetError, ModelError
 
 Given = Mapping[str, Tensor]
@@ -115,7 +116,7 @@ class _Host:
         kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
             return kept, dict
-        count, side, _, channels = batch.pixels.shape
+        count, side, _, channels = batch.held.shape
         eaten = self._idle.pop() if self._idle else torch.empty((count, channels, side, side), dtype=torch.float32)
         spec = self._model.spec
         spec.standardise(spec.arrange(torch.from_numpy(batch.pixels), into=eaten), in_place=True)
@@ -146,6 +147,8 @@ class _Cuda:
     def __init__(self, model: PatchModel, device: torch.device, turn: Turn, timings: Timings) -> None:
         self._model, self._device, self._turn, self._timings = model, device, turn, timings
         self._copies: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._slab: Tensor | None = None
+        self._cut: torch.cuda.Event | None = None
 
     def begin(self, batch: Batch) -> Begun:
         """Send a batch and its computing off; the feed may write into it again once this returns."""
@@ -156,27 +159,26 @@ class _Cuda:
         with self._timings.waiting("infer_for_turn"):
             ticket.called.wait()
         with ticket, torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
-            return kept, self._begin(batch.pixels)
+            return kept, self._begin(batch)
 
     def close(self) -> None:
         """Nothing to end: what was sent off ends by itself."""
 
-    def _begin(self, pixels: NDArray[Any]) -> Callable[[], Given]:
+    def _begin(self, batch: Batch) -> Callable[[], Given]:
         try:
-            return self._send(pixels)
+            return self._send(batch)
         except torch.OutOfMemoryError as error:
             said = str(error)
         torch.cuda.empty_cache()
-        raise _too_large(len(pixels), self._device, said)
+        raise _too_large(batch.size, self._device, said)
 
-    def _send(self, pixels: NDArray[Any]) -> Callable[[], Given]:
+    def _send(self, batch: Batch) -> Callable[[], Given]:
         main = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
-            stored = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+            stored = self._send_uncut(batch.held, main) if isinstance(batch.held, Uncut) else self._send_cut(batch.held, main)
             sent = self._copies.record_event()
         main.wait_event(sent)
-        stored.record_stream(main)
-        given = answer(self._model, self._model.spec.arrange(stored), in_place=True)
+        given = answer(self._model, self._model.spec.arrange(stored()), in_place=True)
         values = {name: _to_host(tensor) for name, tensor in given.items()}
         done = main.record_event()
         sent.synchronize()
@@ -187,6 +189,32 @@ class _Cuda:
             return values
 
         return wait
+
+    def _send_cut(self, pixels: NDArray[Any], main: torch.cuda.Stream) -> Callable[[], Tensor]:
+        moved = torch.from_numpy(pixels).to(self._device, non_blocking=True)
+        moved.record_stream(main)
+        return lambda: moved
+
+    def _send_uncut(self, uncut: Uncut, main: torch.cuda.Stream) -> Callable[[], Tensor]:
+        """Tiles that are not there yet, and where to cut; they are cut once it is asked for the pixels."""
+        host = torch.from_numpy(uncut.slab)
+        slab = torch.empty_like(host, device=self._device) if self._slab is None else self._slab
+        self._slab = slab
+        slab.record_stream(main)
+        if self._cut is not None:
+            self._copies.wait_event(self._cut)  # a slot is written over only once all that was cut from it is
+        for slot in uncut.fresh.tolist():
+            slab[slot].copy_(host[slot], non_blocking=True)
+        cuts = uncut.send(self._device)
+        for tensor in cuts.tensors:
+            tensor.record_stream(main)
+
+        def cut() -> Tensor:
+            pixels = cuts.cut(slab)
+            self._cut = main.record_event()
+            return pixels
+
+        return cut
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -204,7 +232,7 @@ def _values(batch: Batch, wait: Callable[[], Given], spec: ModelSpec) -> Values:
 
 
 def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) -> NDArray[Any]:
-    size, side = batch.pixels.shape[:2]
+    size, side = batch.size, batch.side
     cells = () if output.kind == "vector" else (side // output.stride, side // output.stride)
     wanted = (size, len(output.channels), *cells)
     if tuple(tensor.shape) != wanted:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.asked import as_asked
 from patchdrive.pipeline.budget import show_bytes
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.feed import FeedSettings
@@ -38,8 +39,7 @@ def outlook(image: Image, model: PatchModel | DriveModel, settings: RunSettings,
         PatchdriveError: what `run` would refuse, this refuses.
     """
     timings, devices = Timings(), Devices(settings.device)
-    if isinstance(model, DriveModel) and settings.max_patches is not None:
-        model = model.with_max_patches(settings.max_patches)
+    model = as_asked(model, settings)
     encoder = model.encoder if isinstance(model, DriveModel) else model
     check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     view = glance(image, settings)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.batches import host_array
 from patchdrive.readers.tiles import TileGrid, Torn
 
 TILE_BYTES = 9
@@ -25,7 +26,15 @@ class TilePool:
     """
 
     def __init__(
-        self, grid: TileGrid, *, channels: int, dtype: np.dtype[Any], masked: bool, capacity: int, uses: NDArray[np.int32]
+        self,
+        grid: TileGrid,
+        *,
+        channels: int,
+        dtype: np.dtype[Any],
+        masked: bool,
+        capacity: int,
+        uses: NDArray[np.int32],
+        pinned: bool = False,
     ) -> None:
         """Make room; memory is taken as slots are first used.
 
@@ -36,14 +45,17 @@ class TilePool:
             masked: True to keep validity beside the pixels.
             capacity: slots.
             uses: (rows, columns) how many patches need each tile, all blocks counted.
+            pinned: the pixels in page-locked memory.
         """
         capacity = min(capacity, max(1, int(np.count_nonzero(uses))))
-        self.pixels: NDArray[Any] = np.empty((capacity, grid.tile_height, grid.tile_width, channels), dtype)
+        self.pixels = host_array((capacity, grid.tile_height, grid.tile_width, channels), dtype, pinned=pinned)
         """(slot, tile height, tile width, channel)."""
         self.valid = np.empty(self.pixels.shape[:3], np.bool_) if masked else None
         """(slot, tile height, tile width), where the image has a mask."""
         self.whole = [True] * capacity
         """Per slot: every pixel inside the level is valid."""
+        self.fresh: NDArray[np.bool_] = np.ones(capacity, np.bool_)
+        """Per slot: no batch has had its tile yet."""
         self.torn: dict[int, tuple[Torn, ...]] = {}
         """Per tile that is torn: what of it could not be decoded."""
         self.slots = np.full(uses.shape, _NONE, np.int32)
@@ -81,6 +93,7 @@ class TilePool:
             if not self._free:
                 self._forget(next(old for old in slot if old not in holders))
             slot[tile] = self._places[tile] = self._free.pop()
+            self.fresh[slot[tile]] = True
         self.decoding.update(missing)
         return missing
 

@@ -9,6 +9,7 @@ from typing import Any
 import zarr
 
 from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.asked import as_asked
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
 from patchdrive.pipeline.engine import Engine
@@ -57,8 +58,7 @@ def run(
     """
     settings, timings = settings or RunSettings(), Timings()
     devices = (devices or Devices(settings.device)).joined()
-    if isinstance(model, DriveModel) and settings.max_patches is not None:
-        model = model.with_max_patches(settings.max_patches)
+    model = as_asked(model, settings)
     encoder = model.encoder if isinstance(model, DriveModel) else model
     check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     opened = stamp(image)

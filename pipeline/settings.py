@@ -57,6 +57,8 @@ class RunSettings:
     """Most patches `topk`, or a model that drives, may ask for."""
     spacing: int | None = None
     """`topk`: least distance between two patches' corners, target pixels, along the longer axis; None: one patch."""
+    halo: int | None = None
+    """Input pixels on each side of a map patch that are seen and not written; None: as the model's spec says."""
     blend: Blend | None = None
     """Weights where map patches overlap; None: gaussian, or box where they only share their halo."""
     all_classes: bool = False
@@ -85,6 +87,8 @@ class RunSettings:
                 raise SettingsError(f"{name} must be above zero and finite, got {value}")
         if self.overlap is not None and self.overlap < 0:
             raise SettingsError(f"overlap must be zero or more, got {self.overlap}; to leave gaps use select topk")
+        if self.halo is not None and self.halo < 0:
+            raise SettingsError(f"halo must be zero or more, got {self.halo}")
         if self.mpp is not None and self.gsd is not None:
             raise SettingsError("mpp is for slides and gsd for scenes; give one of them")
         if self.select == "topk" and self.max_patches is None:

@@ -100,7 +100,7 @@ class _Rows:
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
         self._holed.extend(value.batch.holed)
-        self._batch_size = len(value.batch.pixels)
+        self._batch_size = value.batch.size
         if value.outputs:
             part = slice(self._count, self._count + len(value.batch.rows))
             self._count = part.stop
@@ -135,7 +135,7 @@ class _Square:
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)
         self._holed.extend(value.batch.holed)
-        self._batch_size = len(value.batch.pixels)
+        self._batch_size = value.batch.size
         self._rows.append(value.batch.rows)
         for index, (row, place) in enumerate(zip(value.batch.rows.tolist(), value.batch.places.tolist(), strict=True)):
             y, x = int(self._plan.y[row]), int(self._plan.x[row])

@@ -12,6 +12,7 @@ import torch
 
 from patchdrive.models.load import load_models
 from patchdrive.models.types import DriveModel, PatchModel
+from patchdrive.pipeline.asked import as_asked
 from patchdrive.pipeline.budget import cores
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.pipeline.ledger import Ledger, read_ledger
@@ -137,8 +138,7 @@ def _encoder_of(ledger: Ledger, model: PatchModel | DriveModel | Sequence[str] |
     if isinstance(given, list | tuple):
         pixel_size = settings.mpp if settings.mpp is not None else settings.gsd
         given = load_models(given, traits_of(image), pixel_size=pixel_size)
-    if isinstance(given, DriveModel) and settings.max_patches is not None:
-        given = given.with_max_patches(settings.max_patches)
+    given = as_asked(given, settings)
     then = ledger.facts["model"]["digest"]
     encoder: PatchModel = given.encoder if isinstance(given, DriveModel) else given
     if given.digest != then:

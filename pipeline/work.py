@@ -62,6 +62,8 @@ def prepare(
     grid = tile_decoder(image, frame.level.index).grid(level=frame.level.index)
     lanes = len(devices.each)
     workers = max(1, (settings.workers or cores()) // lanes)
+    memory = settings.memory or host_limit() // 2
+    uncut = devices.first.type == "cuda" and frame.exact and layout.stride < layout.side
     footprint = devices.footprint(model, side=plan.side, dtype=frame.made(image.dtype))
     needs = Needs(
         frame=frame,
@@ -74,10 +76,11 @@ def prepare(
         lanes=lanes,
         computing=devices.host(footprint),
         fixed=held + view.nbytes + len(plan) * _PLAN_ROW_BYTES + lanes * grid.rows * grid.columns * TILE_BYTES + image.cache_bytes,
+        uncut=uncut,
     )
     allotment = allot(
         needs,
-        settings.memory or host_limit() // 2,
+        memory,
         batch_size=settings.batch_size if recorded is None else recorded.batch_size,
         edge=None if recorded is None else recorded.edge,
         workers=workers,

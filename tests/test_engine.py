@@ -21,11 +21,17 @@ from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline.budget import Footprint
 from patchdrive.pipeline.devices import Devices, pick_devices
+from patchdrive.pipeline.engine import lane
+from patchdrive.pipeline.glance import glance, make_plan
+from patchdrive.pipeline.lanes import Stop
+from patchdrive.pipeline.plan import feature_blocks, map_blocks
 from patchdrive.pipeline.probe import probe
 from patchdrive.pipeline.run import run
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.shard import Shard
+from patchdrive.pipeline.timings import Timings
 from patchdrive.pipeline.verify import verify
+from patchdrive.pipeline.work import prepare
 from patchdrive.readers import MemoryImage, Window
 from patchdrive.readers.errors import BudgetError, ReadError, SettingsError, StalledError
 
@@ -94,6 +100,39 @@ def test_several_lanes_write_the_bytes_of_one(tmp_path, model):
     three = run(image, model, tmp_path / "three.zarr", settings=replace(settings, device="cpu,cpu,cpu", memory=180 * 2**20))
     assert one.planned == three.planned == three.done > 900
     assert tree(tmp_path / "one.zarr") == tree(tmp_path / "three.zarr")
+
+
+@pytest.mark.parametrize("model", [Means(), Thirds()], ids=["table", "maps"])
+@pytest.mark.parametrize("nodata", [None, 100.0])
+def test_patches_that_stay_in_their_tiles_leave_the_same_blocks(model, nodata):
+    image, settings, devices = slide(nodata=nodata), replace(EVERYWHERE, patch_size=64, overlap=32), Devices("cpu")
+    view = glance(image, settings)
+    plan = make_plan(view, model.spec, settings)
+    work = prepare(view, model, plan, settings, recorded=None, devices=devices)
+    blocks = feature_blocks(plan) if model.spec.vectors else map_blocks(plan, edge=512, halo=0)
+    ways = [replace(work, feed=replace(work.feed, uncut=uncut)) for uncut in (False, True)]
+    cut, uncut = (list(lane(image, plan, blocks, Stop(), work=way, here=devices.place(model)[0], timings=Timings())) for way in ways)
+    assert len(cut) == len(uncut) > 1
+    for one, other in zip(cut, uncut, strict=True):
+        assert (one.dropped, one.rows.tolist()) == (other.dropped, other.rows.tolist())
+        for name in one.features:
+            np.testing.assert_array_equal(one.features[name], other.features[name])
+        for name in one.maps:
+            np.testing.assert_array_equal(one.maps[name].values, other.maps[name].values)
+            np.testing.assert_array_equal(one.maps[name].valid, other.maps[name].valid)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("overlap", [0, 32])
+@pytest.mark.parametrize("nodata", [None, 100.0])
+def test_a_cuda_device_gives_what_the_cpu_gives(tmp_path, overlap, nodata):
+    settings = replace(EVERYWHERE, patch_size=64, overlap=overlap)
+    for device in ("cpu", "cuda"):
+        run(slide(nodata=nodata), Thirds(), tmp_path / f"{device}.zarr", settings=replace(settings, device=device, all_classes=True))
+    cpu, cuda = (
+        zarr.open_array(store=tmp_path / f"{device}.zarr" / "images/share_probability/0/map", mode="r")[:] for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(cpu.astype(int), cuda.astype(int), atol=1)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])

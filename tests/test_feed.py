@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from patchdrive.pipeline.resample import resample, taps
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers import MemoryImage, Window
 from patchdrive.readers.errors import ReadError
-from patchdrive.readers.tiles import TileGrid
+from patchdrive.readers.tiles import TileGrid, tile_decoder
 
 
 def place(height: int, width: int) -> np.ndarray:
@@ -31,7 +32,7 @@ def place(height: int, width: int) -> np.ndarray:
     return np.stack([x % 251, y % 241, (3 * x + 7 * y) % 256], axis=2).astype(np.uint8)
 
 
-def settings_for(image, plan, *, batch_size=7, pool_bytes=1 << 20, workers=2, resampling="area", fill=0.0):
+def settings_for(image, plan, *, batch_size=7, pool_bytes=1 << 20, workers=2, resampling="area", fill=0.0, uncut=False, on_error="fail"):
     return FeedSettings(
         frame=read_frame(image.levels, plan.grid, plan.side, resampling),
         channels=tuple(range(len(image.channels))),
@@ -39,6 +40,8 @@ def settings_for(image, plan, *, batch_size=7, pool_bytes=1 << 20, workers=2, re
         batch_size=batch_size,
         pool_bytes=pool_bytes,
         workers=workers,
+        uncut=uncut,
+        on_error=on_error,
     )
 
 
@@ -65,21 +68,24 @@ def some_plan(image, downsample, *, side=97, count=60, seed=0):
     return ordered(y, x, np.ones(count, np.float32), side, grid)
 
 
-@pytest.mark.parametrize("downsample", [0.45, 1.0, 1.7, 4.0, 4.7])
+@pytest.mark.parametrize(
+    ("downsample", "uncut"), [(0.45, False), (1.0, False), (1.7, False), (4.0, False), (4.7, False), (1.0, True), (4.0, True)]
+)
 @pytest.mark.parametrize("nodata", [None, 0.0])
-def test_feed_equals_its_twin(downsample, nodata):
+def test_feed_equals_its_twin(downsample, uncut, nodata):
     pixels = place(800, 900)
     pixels[100:300, 50:400] = 0
     image = MemoryImage([pixels, np.ascontiguousarray(pixels[::4, ::4])], nodata=nodata, tile=100)
     plan = some_plan(image, downsample)
-    settings = settings_for(image, plan, fill=9.0)
+    settings = settings_for(image, plan, fill=9.0, uncut=uncut)
     seen = []
     for batch in feed(image, plan, feature_blocks(plan, rows=20), settings, Timings()):
-        assert batch.pixels.shape == (7, 97, 97, 3)
+        pixels = batch.pixels
+        assert pixels.shape == batch.held.shape == (7, 97, 97, 3)
         for at, row in zip(batch.places.tolist(), batch.rows.tolist(), strict=True):
             wanted, valid = twin(image, plan, settings, row)
             np.testing.assert_array_equal(batch.valid[at] if batch.valid is not None else np.ones_like(valid), valid)
-            np.testing.assert_allclose(batch.pixels[at].astype(np.float64), wanted, atol=1e-3 if downsample not in {1.0, 4.0} else 0)
+            np.testing.assert_allclose(pixels[at].astype(np.float64), wanted, atol=1e-3 if downsample not in {1.0, 4.0} else 0)
             seen.append(row)
         for drop in batch.dropped:
             assert drop.state == "skipped"
@@ -201,23 +207,25 @@ def grid_plan(image, *, side, stride, offset=0):
 @pytest.mark.parametrize(("side", "stride", "offset"), [(64, 64, 0), (64, 64, -13), (64, 32, 0), (90, 30, 7), (256, 128, 5), (64, 80, 3)])
 @pytest.mark.parametrize("nodata", [None, 0.0])
 @pytest.mark.parametrize("pool_bytes", [1, 1 << 24])
-def test_even_grids_equal_the_twin(side, stride, offset, nodata, pool_bytes):
+@pytest.mark.parametrize("uncut", [False, True])
+def test_even_grids_equal_the_twin(side, stride, offset, nodata, pool_bytes, uncut):
     pixels = place(500, 630)
     pixels[130:330, 140:400] = 0
     image = MemoryImage([pixels], nodata=nodata, tile=64)
     plan = grid_plan(image, side=side, stride=stride, offset=offset)
-    settings = settings_for(image, plan, fill=9.0, batch_size=11, pool_bytes=pool_bytes)
+    settings = settings_for(image, plan, fill=9.0, batch_size=11, pool_bytes=pool_bytes, uncut=uncut)
     padded, mask = np.pad(pixels, ((64, 300), (64, 300), (0, 0))), np.pad(image.read_mask(image.levels[0].window), ((64, 300), (64, 300)))
     seen = []
     for batch in feed(image, plan, map_blocks(plan, edge=512, halo=0), settings, Timings()):
+        cut = batch.pixels
         for at, row in zip(batch.places.tolist(), batch.rows.tolist(), strict=True):
             part = (slice(plan.y[row] + 64, plan.y[row] + 64 + side), slice(plan.x[row] + 64, plan.x[row] + 64 + side))
             wanted = np.where(mask[part][..., None], padded[part], 9)
-            np.testing.assert_array_equal(batch.pixels[at], wanted)
+            np.testing.assert_array_equal(cut[at], wanted)
             np.testing.assert_array_equal(np.ones((side, side), np.bool_) if batch.valid is None else batch.valid[at], mask[part])
             seen.append(row)
         empty = np.setdiff1d(np.arange(11), batch.places)
-        assert (batch.pixels[empty] == 9).all()
+        assert (cut[empty] == 9).all()
         seen += [drop.row for drop in batch.dropped]
     assert set(seen) == set(range(len(plan)))
 
@@ -229,6 +237,63 @@ def test_half_overlap_in_one_process_decodes_each_tile_once():
     for _ in feed(image, plan, map_blocks(plan, edge=512, halo=0), settings_for(image, plan, pool_bytes=1 << 25), timings):
         pass
     assert timings.bytes_of("decoded") == timings.bytes_of("needed") == 1500 * 1500 * 3
+
+
+def sent_tiles(batches):
+    """What a device would cut, which is sent only tiles that are new to it, beside what is cut here: how many were sent, and slots."""
+    sent, slab = 0, None
+    for batch in batches:
+        host = torch.from_numpy(batch.held.slab)
+        slab = torch.zeros_like(host) if slab is None else slab
+        for slot in batch.held.fresh.tolist():
+            slab[slot].copy_(host[slot])
+            sent += 1
+        np.testing.assert_array_equal(batch.held.send(torch.device("cpu")).cut(slab).numpy(), batch.pixels)
+    return sent, len(slab)
+
+
+@pytest.mark.parametrize(("side", "stride", "batch_size"), [(64, 32, 5), (90, 30, 16), (100, 100, 3), (40, 10, 64)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_device_is_sent_each_tile_once(side, stride, batch_size, dtype):
+    image = MemoryImage([place(400, 430).astype(dtype) * (257 if dtype == np.uint16 else 1)], tile=64)
+    plan = grid_plan(image, side=side, stride=stride, offset=-8)
+    settings = settings_for(image, plan, batch_size=batch_size, pool_bytes=1 << 26, uncut=True, fill=3.0)
+    tiles = tile_decoder(image, 0).grid(level=0)
+    sent, _ = sent_tiles(feed(image, plan, map_blocks(plan, edge=200, halo=0), settings, Timings()))
+    assert sent == tiles.rows * tiles.columns > 9
+
+
+def test_a_slot_that_gets_another_tile_is_sent_again():
+    image = MemoryImage([place(2000, 2100)], tile=32, nodata=0.0)
+    plan = some_plan(image, 1.0, side=64, count=200)
+    settings = settings_for(image, plan, batch_size=4, pool_bytes=1, uncut=True)
+    sent, slots = sent_tiles(feed(image, plan, feature_blocks(plan, rows=30), settings, Timings()))
+    assert sent > 5 * slots
+
+
+@pytest.mark.parametrize("on_error", ["fail", "mask", "skip"])
+def test_torn_tiles_mean_the_same_to_uncut_patches(on_error):
+    image = Torn([place(600, 600)], tile=100)
+    plan = grid_plan(image, side=60, stride=30)
+    cut, uncut = (
+        told(feed(image, plan, feature_blocks(plan), settings_for(image, plan, uncut=uncut, on_error=on_error), Timings()))
+        for uncut in (False, True)
+    )
+    assert cut == uncut
+    assert any(dropped or holed for *_, dropped, holed in cut)
+
+
+def told(batches):
+    """All that batches say, as plain data."""
+    return [
+        (
+            batch.pixels[batch.places].tobytes(),
+            None if batch.valid is None else batch.valid[batch.places].tobytes(),
+            batch.dropped,
+            batch.holed,
+        )
+        for batch in batches
+    ]
 
 
 def test_buffers_are_used_again():

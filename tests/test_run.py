@@ -25,8 +25,9 @@ from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.pipeline.run import Nobody, run
 from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.verify import verify
 from patchdrive.readers import MemoryImage, Window, open_image
-from patchdrive.readers.errors import BudgetError, ModelError, ReadError, ResolutionError, SettingsError, StoreError
+from patchdrive.readers.errors import BudgetError, ModelError, PatchdriveError, ReadError, ResolutionError, SettingsError, StoreError
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -340,6 +341,47 @@ def test_the_best_patches_of_a_map_lie_on_its_cells_and_reach_the_border(tmp_pat
     wanted = pixels[..., 0].reshape(512 // stride, stride, 512 // stride, stride).mean(axis=(1, 3))
     np.testing.assert_allclose(read_map(tmp_path / "r.zarr", "images/ramp")[0], wanted, atol=1e-3)
     assert (read_map(tmp_path / "r.zarr", "labels/ramp_valid") == 1).all()
+
+
+class Smooth(Ramp):
+    """The mean of 9 x 9 pixels, zeros beyond the patch: right 4 pixels away from its border."""
+
+    def __init__(self):
+        super().__init__(1, 0)
+        self.digest = "smooth"
+
+    def __call__(self, pixels):
+        return {"ramp": torch.nn.functional.avg_pool2d(pixels, 9, stride=1, padding=4)}
+
+
+def test_a_halo_of_the_users_choice_leaves_no_seam(tmp_path):
+    pixels = np.random.default_rng(0).random((300, 340, 1), np.float32)
+    image, settings = MemoryImage([pixels]), RunSettings(saliency="test_run:everywhere", patch_size=64)
+    run(image, Smooth(), tmp_path / "halo.zarr", settings=replace(settings, halo=4), names=["test_run:Smooth"])
+    wanted = torch.nn.functional.avg_pool2d(torch.from_numpy(pixels[None, ..., 0]), 9, stride=1, padding=4)[0].numpy()
+    np.testing.assert_array_equal(read_map(tmp_path / "halo.zarr", "images/ramp")[0], wanted)
+    assert verify(tmp_path / "halo.zarr", image=image).problems == ()
+    run(image, Smooth(), tmp_path / "none.zarr", settings=settings)
+    assert (read_map(tmp_path / "none.zarr", "images/ramp")[0] != wanted).any()
+    with pytest.raises(StoreError, match=r"settings\.halo was 4, now 5"):
+        run(image, Smooth(), tmp_path / "halo.zarr", settings=replace(settings, halo=5))
+
+
+@pytest.mark.parametrize(
+    ("model", "halo", "said"),
+    [
+        (Ramp(8, 16), 4, "multiples of its stride 8"),
+        (Ramp(8, 16), 48, "something left between the halos"),
+        (Means(), 4, "leave --halo out"),
+        (patchdrivenet(PatchDriveNetConfig()), 4, "joins its patches itself"),
+    ],
+    ids=["stride", "nothing left", "vectors", "drives"],
+)
+def test_a_halo_that_does_not_go_with_the_model_is_refused(tmp_path, model, halo, said):
+    image = MemoryImage([np.ones((200, 200, model.spec.channels if hasattr(model, "spec") else 3), np.float32)])
+    with pytest.raises(PatchdriveError, match=said):
+        run(image, model, tmp_path / "r.zarr", settings=RunSettings(saliency="valid", halo=halo))
+    assert not list(tmp_path.iterdir())
 
 
 def test_topk_of_an_image_smaller_than_the_halo(tmp_path):
