@@ -17,8 +17,12 @@ from patchdrive.readers.tiles import TileGrid
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _EDGES = (4096, 2048, 1024, 512)
-_BLOCK_SHARE = 3
+_BLOCK_SHARE = 6
 """A map block takes at most one part in so many of the memory: what else is held must not shrink for it."""
+_WIDE, _WIDE_SHARE = 16384, 24
+"""The same for a block of more target pixels a side than this: few patches lie across its edges, so a larger one saves next to nothing."""
+_POOL_SHARE = 8
+"""Decoded tiles likewise: across the edges of blocks they wait for long, and are few of all that are decoded."""
 _BATCH_PIXELS = 2**16
 """Per patch of the largest batch: 32 patches of more than 2 Mpx together are no faster, and what a model makes of them is large."""
 _POOL_CAP = 512 * 2**20
@@ -174,7 +178,7 @@ def _cell_bytes(output: OutputSpec, lanes: int) -> int:
     channels, image = len(output.channels), output.kind == "image"
     wide, stored = (8, np.dtype(output.dtype).itemsize) if image else (4, 1)
     making = channels * wide + wide + 1 + (channels * 4 if image else 0)
-    writing = channels * 4 + 1 + 16 + 3 * channels * stored
+    writing = channels * 4 + 1 + 3 * channels * stored
     return lanes * making + writing
 
 
@@ -193,11 +197,11 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
         BudgetError: the smallest that would do is more than `memory`.
     """
     sizes = [1 << power for power in reversed(range(most.bit_length()))]
-    usual = [size for size in sizes if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS * sizes[0]]
-    batches = [batch_size] if batch_size is not None else usual
+    usual_sizes = [size for size in sizes if size == 1 or size * needs.frame.side**2 <= _BATCH_PIXELS * sizes[0]]
+    batches = [batch_size] if batch_size is not None else usual_sizes
     finest = min(output.stride for output in needs.spec.outputs)
     usual_edges = [cells * finest for cells in _EDGES]
-    small = [side for side in usual_edges if needs.block_bytes(side) <= memory // _BLOCK_SHARE]
+    small = [side for side in usual_edges if needs.block_bytes(side) <= memory // (_WIDE_SHARE if side > _WIDE else _BLOCK_SHARE)]
     edges = [edge] if edge is not None else small or usual_edges[-1:]
     for side in edges:
         for size in batches:
@@ -205,7 +209,8 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
             if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
                 more = min(workers - 1, left // needs.worker_bytes())
                 least_pool = needs.least_pool(size)
-                pool = min(2 * least_pool if needs.uncut else _POOL_CAP, left - more * needs.worker_bytes() + least_pool)
+                wanted = 2 * least_pool if needs.uncut else max(least_pool, min(_POOL_CAP, memory // _POOL_SHARE // needs.lanes))
+                pool = min(wanted, left - more * needs.worker_bytes() + least_pool)
                 return Allotment(batch_size=size, edge=side, pool_bytes=pool, workers=1 + more)
     least = needs.least(batches[-1], edges[-1])
     model = needs.computing.of(batches[-1])

@@ -246,8 +246,8 @@ def _run(options: argparse.Namespace) -> int:
         for ended in archive.run_all(sources, in_flight=options.in_flight, stop=stop.asked):
             left -= 1
             report, code = ended.report, _code(ended)
-            if code == USAGE and len(sources) == 1:
-                return USAGE
+            if code == USAGE and len(sources) == 1 and not options.json:
+                return USAGE  # its error is all there is to say; a script is told in its own form too
             try:
                 print(json.dumps(report.to_dict()) if options.json else _line(report), flush=True)
             except BrokenPipeError:

@@ -241,5 +241,6 @@ def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) 
     if len(batch.rows) < size:
         values = values[batch.places]
     if output.kind == "vector" and not np.isfinite(values).all():
-        raise ModelError(f"{spec.name}: output {output.name!r} is not finite for some patch of block {batch.block.index}")
+        row = int(batch.rows[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
+        raise ModelError(f"{spec.name}: output {output.name!r} is not finite for patch {row} of the plan, in block {batch.block.index}")
     return values

@@ -19,6 +19,8 @@ NONE = 255
 """Stored value of a probability or label that is not there."""
 PROBABILITY_STEPS = 254
 """Stored value of probability 1."""
+_AT_ONCE = 1 << 18
+"""Cells encoded at once: what is held meanwhile stays small, however large a block is."""
 _PALETTE = ("4E79A7", "F28E2B", "59A14F", "E15759", "B07AA1", "76B7B2", "EDC948", "9C755F", "FF9DA7", "BAB0AC")
 
 
@@ -84,7 +86,17 @@ def stored_maps(output: OutputSpec, *, all_classes: bool) -> tuple[StoredMap, ..
 
 def encode(output: OutputSpec, part: MapPart, stored: StoredMap) -> NDArray[Any]:
     """A part of an output as `stored` holds it: (channel, height, width), or (height, width) for labels."""
-    values, valid = part.values, part.valid
+    lead = () if stored.folder == "labels" else (len(stored.channels),)
+    encoded: NDArray[Any] = np.empty((*lead, *part.valid.shape), stored.dtype)
+    height, width = part.valid.shape
+    rows = max(1, _AT_ONCE // max(1, width))
+    for begin in range(0, height, rows):
+        band = slice(begin, begin + rows)
+        encoded[..., band, :] = _encode(output, part.values[:, band], part.valid[band], stored)
+    return encoded
+
+
+def _encode(output: OutputSpec, values: NDArray[Any], valid: NDArray[np.bool_], stored: StoredMap) -> NDArray[Any]:
     if output.kind != "image":
         valid = valid & np.isfinite(values).all(axis=0)  # a model that answers NaN has not answered
     if stored.name == f"{output.name}_valid":
@@ -94,7 +106,7 @@ def encode(output: OutputSpec, part: MapPart, stored: StoredMap) -> NDArray[Any]
     if stored.name == f"{output.name}_probability":
         values = values.max(axis=0, keepdims=True)
     out = np.full(values.shape, NONE if stored.kind == "probability" else 0, stored.dtype)
-    for channel, plane in zip(out, values, strict=True):  # one at a time: a block of many channels is large
+    for channel, plane in zip(out, values, strict=True):
         kept = plane[valid]
         if stored.kind == "probability":
             kept = np.rint(np.clip(kept, 0.0, 1.0) * PROBABILITY_STEPS)

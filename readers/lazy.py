@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from patchdrive.readers.geometry import Level, Window
 from patchdrive.readers.image import Image
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 _MOST = 64 << 20
 """Bytes of a chunk at most, unless a single tile has more."""
@@ -135,6 +136,9 @@ def chunk_of(level: Level, pixel_bytes: int, tiles: int) -> tuple[int, int]:
 
 def _dask_array(array: LevelPixels | LevelMask, tiles: int) -> da.Array:
     """One layer of slicing tasks over one copy of `array`: as small for a million chunks as for one."""
+    import dask.array as da  # noqa: PLC0415  a second of imports that a run, which reads without Dask, is spared
+    from dask.base import tokenize  # noqa: PLC0415
+
     # The mask has the chunks of the pixels, so that the two meet without rechunking.
     pixel_bytes = array.image.dtype.itemsize * len(array.image.channels)
     rows, columns = chunk_of(array.image.levels[array.level], pixel_bytes, tiles)

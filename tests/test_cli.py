@@ -56,6 +56,14 @@ def test_run_prints_one_json_line_per_image_and_nothing_else(slide, tmp_path, ca
     assert lines(capsys) == [report]
 
 
+def test_a_single_image_that_is_refused_has_its_json_line_too(slide, tmp_path, capsys):
+    assert main(["run", str(slide), "-o", str(tmp_path / "out"), "--mpp", "0.01", "--json"]) == 2
+    said = capsys.readouterr()
+    (report,) = [json.loads(line) for line in said.out.splitlines()]
+    assert (report["status"], report["store"]) == ("failed", "")
+    assert list(report["reasons"]) == [said.err.strip().removeprefix("patchdrive: ")]
+
+
 def test_info_prints_the_kept_keys(slide, capsys):
     assert main(["info", str(slide), "--json"]) == 0
     (facts,) = lines(capsys)

@@ -236,6 +236,22 @@ def test_a_source_that_hangs_is_given_up(tmp_path):
     assert report.status == "done"
 
 
+def test_patience_may_be_as_long_as_anybody_likes(tmp_path):
+    report = run(slide(600), Means(), tmp_path / "s.zarr", settings=replace(EVERYWHERE, patience=1e300))
+    assert report.status == "done"
+
+
+def test_how_busy_the_device_was(tmp_path):
+    class Slow(Means):
+        def __call__(self, pixels):
+            time.sleep(0.1)  # per batch of 64 small patches: reading them takes a hundredth of it
+            return super().__call__(pixels)
+
+    report = run(slide(1000), Slow(), tmp_path / "s.zarr", settings=replace(EVERYWHERE, batch_size=64))
+    assert 0.5 < report.device_busy <= 1
+    assert report.device_busy == pytest.approx(report.seconds["infer"] / report.seconds["compute"], abs=1e-3)
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_an_image_and_the_last_one_finishes_it(tmp_path, count):
     whole = run(slide(), Means(), tmp_path / "whole.zarr", settings=EVERYWHERE)

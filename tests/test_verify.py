@@ -28,7 +28,7 @@ from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.verify import verify
 from patchdrive.pipeline.watcher import Nobody
 from patchdrive.readers import MemoryImage
-from patchdrive.readers.errors import ReadError, StoreError
+from patchdrive.readers.errors import ReadError, SettingsError, StoreError
 
 EVERY = 1 << 20
 """More than there are patches: all of them are computed again."""
@@ -214,6 +214,12 @@ def test_a_sample_is_seeded_and_of_the_size_asked_for(whole):
     verdict = whole.verify(sample=5, seed=3)
     assert (verdict.patches, verdict.problems) == (5, ())
     assert verify(whole.store, sample=0).good  # neither source nor model is needed
+
+
+@pytest.mark.parametrize("wrong", [{"sample": -1}, {"seed": -1}])
+def test_a_sample_or_a_seed_below_zero_is_refused(whole, wrong):
+    with pytest.raises(SettingsError, match="zero or more"):
+        whole.verify(**wrong)
 
 
 def data_file(job: Job) -> Path:
