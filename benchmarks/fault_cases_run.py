@@ -57,7 +57,7 @@ def model_never_fits(lab: Lab, row: Row) -> None:
 def model_gives_nan(lab: Lab, row: Row) -> None:
     """The model's answer for one patch is not a number."""
     out = lab.folder("nan")
-    row.met(lab.run(out, {"FAULT_MODEL": "nan:40"}), codes=(2,), words="not finite for some patch of block 2")
+    row.met(lab.run(out, {"FAULT_MODEL": "nan:40"}), codes=(2,), words="not finite for patch")
     row.store = lab.told(out)
     row.require(records(out) == 2, f"{records(out)} blocks recorded")
     lab.resumed(row, out)

@@ -39,6 +39,8 @@ def with_halo(model: PatchModel, halo: int) -> PatchModel:
     Raises:
         ModelError: it has no maps, or the halo is not a multiple of their stride, or leaves nothing of a patch.
     """
+    if halo == model.spec.halo:
+        return model
     if model.spec.vectors:
         raise ModelError(f"{model.spec.name} gives a vector per patch and no map; leave --halo out")
-    return model if halo == model.spec.halo else _WithHalo(model, halo)
+    return _WithHalo(model, halo)

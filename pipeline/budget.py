@@ -182,6 +182,12 @@ def _cell_bytes(output: OutputSpec, lanes: int) -> int:
     return lanes * making + writing
 
 
+def usual_pool(memory: int, lanes: int) -> int:
+    """Bytes of decoded tiles that a lane keeps where there is room: a power of two, for page-locked memory comes in no other sizes."""
+    most = max(1, min(_POOL_CAP, memory // _POOL_SHARE // lanes))
+    return 1 << (most.bit_length() - 1)
+
+
 def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None, workers: int, most: int = 32) -> Allotment:
     """Share `memory` bytes out: first the map block, then the batch, and decoded tiles get the rest.
 
@@ -209,8 +215,7 @@ def allot(needs: Needs, memory: int, *, batch_size: int | None, edge: int | None
             if left >= 0 and (size >= min(8, batches[0]) or side == edges[-1]):
                 more = min(workers - 1, left // needs.worker_bytes())
                 least_pool = needs.least_pool(size)
-                wanted = 2 * least_pool if needs.uncut else max(least_pool, min(_POOL_CAP, memory // _POOL_SHARE // needs.lanes))
-                pool = min(wanted, left - more * needs.worker_bytes() + least_pool)
+                pool = min(max(least_pool, usual_pool(memory, needs.lanes)), left - more * needs.worker_bytes() + least_pool)
                 return Allotment(batch_size=size, edge=side, pool_bytes=pool, workers=1 + more)
     least = needs.least(batches[-1], edges[-1])
     model = needs.computing.of(batches[-1])

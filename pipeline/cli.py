@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,11 +22,14 @@ from tqdm import tqdm
 from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
+from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.info import describe, info_lines
 from patchdrive.pipeline.journal import StoreInUseError, StoreWriteError
 from patchdrive.pipeline.mend import mend
 from patchdrive.pipeline.outlook import outlook, outlook_lines
 from patchdrive.pipeline.report import write_report
+from patchdrive.pipeline.result import open_result
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.shard import WHOLE, Shard
@@ -108,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     reports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
     reports.add_argument("-o", "--out", type=Path, help="folder for the pages; beside each store where left out")
     reports.set_defaults(command=_report)
+
+    exports = commands.add_parser("export", help="write what stores hold in the forms of other tools")
+    exports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
+    exports.add_argument("--to", required=True, choices=tuple(FORMS), help="the form")
+    exports.add_argument("-o", "--out", type=Path, required=True, help="folder; the form says what lies where in it")
+    exports.set_defaults(command=_export)
 
     verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
     verifies.add_argument("store", type=Path, help="<id>.zarr folder")
@@ -317,6 +327,18 @@ def _report(options: argparse.Namespace) -> int:
         page = write_report(store, options.out)
         print(page, flush=True)
     return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    slides = [slide_name(open_result(store)) for store in options.store]
+    twice = sorted(slide for slide, count in Counter(slides).items() if count > 1)
+    if twice:
+        raise SettingsError(f"several of these stores are of a slide called {twice[0]}, and would overwrite each other; use different -o")
+
+    def one(store: str) -> str:
+        return "\n".join(map(str, export(store, options.to, options.out)))
+
+    return _each([str(store) for store in options.store], one)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -18,6 +18,9 @@ from patchdrive.pipeline.probe import probe
 from patchdrive.pipeline.turns import Line, Turn
 from patchdrive.readers.errors import BudgetError, SettingsError
 
+MOST_CUDA = 128
+"""Patches in the largest batch there, where nobody says how many."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placed:
@@ -98,12 +101,13 @@ class Devices:
         """The part of it that lies in host memory: all on the CPU, nothing on CUDA."""
         return footprint if self.first.type == "cpu" else Footprint()
 
-    def most(self, footprint: Footprint, share: float) -> int:
+    def most(self, footprint: Footprint, share: float, *, held: int = 0) -> int:
         """The largest batch that suits these devices: a power of two.
 
         Args:
             footprint: of the model.
             share: of the device's memory, as `RunSettings.device_memory` has it.
+            held: bytes that each lane has there besides.
 
         Raises:
             BudgetError: not even one patch fits there.
@@ -111,8 +115,8 @@ class Devices:
         if self.first.type != "cuda":
             return 32
         free = min(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) for device in self.each)
-        room = int(share * free) if share <= 1 else int(share)
-        most = min(128, footprint.most(room))
+        room = (int(share * free) if share <= 1 else int(share)) - held * max(map(self.each.count, self.each))
+        most = min(MOST_CUDA, footprint.most(room))
         if most < 1:
             raise BudgetError(
                 f"the model takes {show_bytes(footprint.of(1))} of device memory for one patch, and --device-memory allows "

@@ -11,6 +11,9 @@ from typing import Any
 from patchdrive.pipeline.journal import Journal
 from patchdrive.readers.errors import StoreError
 
+_WORDS = 60
+"""Characters of a value that are told: digests and specs are long, and what else differs says why."""
+
 
 def done_path(store: Path) -> Path:
     """Where the report of a finished run lies."""
@@ -65,5 +68,10 @@ def _differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
         elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
-            found.append(f"{prefix}{key} was {json.dumps(one)}, now {json.dumps(other)}")
+            found.append(f"{prefix}{key} was {_short(one)}, now {_short(other)}")
     return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _WORDS else text[:_WORDS] + "…"

@@ -129,6 +129,8 @@ class _Feed:
     def __init__(
         self, image: Image, plan: Plan, blocks: Sequence[Block], settings: FeedSettings, timings: Timings, *, stop: threading.Event
     ) -> None:
+        if settings.uncut and not settings.frame.exact:
+            raise ValueError("patches that are resampled are cut here")
         self._stop_asked = stop
         self._image, self._plan, self._settings, self._timings, self._frame = image, plan, settings, timings, settings.frame
         self._decoder: DecodesTiles = tile_decoder(image, settings.frame.level.index)

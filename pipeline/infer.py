@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,11 +130,11 @@ class _Host:
             ticket.give_up()
 
     def _compute(self, eaten: Tensor) -> Given:
-        ticket = self._asked.popleft()
-        with self._timings.waiting("infer_for_turn"):
-            ticket.called.wait()
-        with ticket, self._timings.stage("infer"):
-            given = fitting(lambda: self._model(eaten), len(eaten), eaten.device)
+        with ExitStack() as turn:
+            with self._timings.waiting("infer_for_turn"):
+                turn.enter_context(self._asked.popleft())
+            with self._timings.stage("infer"):
+                given = fitting(lambda: self._model(eaten), len(eaten), eaten.device)
         place = eaten.untyped_storage().data_ptr()
         kept = {name: tensor.clone() if tensor.untyped_storage().data_ptr() == place else tensor for name, tensor in given.items()}
         self._idle.append(eaten)
@@ -155,11 +155,11 @@ class _Cuda:
         kept = batch if batch.valid is None else replace(batch, valid=batch.valid.copy())
         if not len(batch.rows):
             return kept, dict
-        ticket = self._turn.ask()
-        with self._timings.waiting("infer_for_turn"):
-            ticket.called.wait()
-        with ticket, torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
-            return kept, self._begin(batch)
+        with ExitStack() as turn:
+            with self._timings.waiting("infer_for_turn"):
+                turn.enter_context(self._turn.ask())
+            with torch.cuda.device(self._device), torch.inference_mode(), self._timings.stage("infer"):
+                return kept, self._begin(batch)
 
     def close(self) -> None:
         """Nothing to end: what was sent off ends by itself."""
@@ -169,6 +169,7 @@ class _Cuda:
             return self._send(batch)
         except torch.OutOfMemoryError as error:
             said = str(error)
+        self._copies.synchronize()  # they read what the feed writes into next
         torch.cuda.empty_cache()
         raise _too_large(batch.size, self._device, said)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def run(
     """
     settings, timings = settings or RunSettings(), Timings()
     devices = (devices or Devices(settings.device)).joined()
-    model = as_asked(model, settings)
+    asked = as_asked(model, settings)
+    if asked is model:
+        settings = replace(settings, halo=None)  # its own anyway
+    model = asked
     encoder = model.encoder if isinstance(model, DriveModel) else model
     check(image, encoder.spec, settings, drives=isinstance(model, DriveModel))
     opened = stamp(image)

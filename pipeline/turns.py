@@ -61,7 +61,11 @@ class Ticket:
         self._line.leave(self)
 
     def __enter__(self) -> Self:
-        self.called.wait()
+        try:
+            self.called.wait()
+        except BaseException:  # an interrupt: nobody would give it up
+            self.give_up()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

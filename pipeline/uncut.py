@@ -42,11 +42,12 @@ class Uncut:
 
     def send(self, device: torch.device) -> Cuts:
         """All of it but the slab, there."""
-        fill = np.asarray([self.fill]).astype(self.slab.dtype)
+        fill, kept = np.asarray([self.fill]).astype(self.slab.dtype), np.ones(len(self.slots), np.bool_)
+        kept[self.empty] = False
         return Cuts(
             slots=torch.from_numpy(self.slots).to(device, non_blocking=True),
             corners=torch.from_numpy(self.corners).to(device, non_blocking=True),
-            empty=torch.from_numpy(self.empty).to(device, non_blocking=True),
+            kept=torch.from_numpy(kept).to(device, non_blocking=True) if len(self.empty) else None,
             valid=None if self.valid is None else torch.from_numpy(self.valid).to(device, non_blocking=True),
             fill=torch.from_numpy(fill).to(device, non_blocking=True),
             side=self.side,
@@ -63,17 +64,22 @@ class Cuts:
     """What an `Uncut` says, as tensors of one device."""
 
     slots: Tensor
+    """As there, int64."""
     corners: Tensor
-    empty: Tensor
+    """As there, int64."""
+    kept: Tensor | None
+    """[batch size] bool, places that hold a patch; None: all do."""
     valid: Tensor | None
+    """As there, bool."""
     fill: Tensor
+    """[1], stored dtype."""
     side: int
+    """Of a patch."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that lies on the device."""
-        held = (self.slots, self.corners, self.empty, self.fill)
-        return held if self.valid is None else (*held, self.valid)
+        return tuple(tensor for tensor in (self.slots, self.corners, self.kept, self.valid, self.fill) if tensor is not None)
 
     def cut(self, slab: Tensor) -> Tensor:
         """Stored pixels [batch size, side, side, channel] out of the slab, which lies on the same device."""
@@ -89,4 +95,6 @@ class Cuts:
         fill = self.fill.view(bits)
         if self.valid is not None:
             pixels = torch.where(self.valid[..., None], pixels, fill)
-        return pixels.index_fill_(0, self.empty, fill[0]).view(slab.dtype)
+        if self.kept is not None:
+            pixels = torch.where(self.kept[:, None, None, None], pixels, fill)
+        return pixels.view(slab.dtype)

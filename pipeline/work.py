@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from patchdrive.models.types import PatchModel
-from patchdrive.pipeline.budget import Needs, allot, cores, host_limit
-from patchdrive.pipeline.devices import Devices
+from patchdrive.pipeline.budget import Needs, allot, cores, host_limit, usual_pool
+from patchdrive.pipeline.devices import MOST_CUDA, Devices
 from patchdrive.pipeline.feed import FeedSettings, batches_ahead
 from patchdrive.pipeline.glance import View, layout_of, pick_channels
 from patchdrive.pipeline.plan import Plan
@@ -63,7 +63,6 @@ def prepare(
     lanes = len(devices.each)
     workers = max(1, (settings.workers or cores()) // lanes)
     memory = settings.memory or host_limit() // 2
-    uncut = devices.first.type == "cuda" and frame.exact and layout.stride < layout.side
     footprint = devices.footprint(model, side=plan.side, dtype=frame.made(image.dtype))
     needs = Needs(
         frame=frame,
@@ -76,15 +75,20 @@ def prepare(
         lanes=lanes,
         computing=devices.host(footprint),
         fixed=held + view.nbytes + len(plan) * _PLAN_ROW_BYTES + lanes * grid.rows * grid.columns * TILE_BYTES + image.cache_bytes,
-        uncut=uncut,
     )
+    asked = settings.batch_size if recorded is None else recorded.batch_size
+    slab = 0  # of the device's memory, for this run; two may be in flight
+    if devices.first.type == "cuda" and frame.exact and layout.stride < layout.side:
+        uncut = replace(needs, uncut=True)
+        if uncut.least_pool(asked or MOST_CUDA) <= usual_pool(memory, lanes):
+            needs, slab = uncut, usual_pool(memory, lanes)
     allotment = allot(
         needs,
         memory,
-        batch_size=settings.batch_size if recorded is None else recorded.batch_size,
+        batch_size=asked,
         edge=None if recorded is None else recorded.edge,
         workers=workers,
-        most=devices.most(footprint, settings.device_memory),
+        most=devices.most(footprint, settings.device_memory, held=2 * slab),
     )
     return Work(
         feed=FeedSettings(
@@ -97,6 +101,7 @@ def prepare(
             on_error=settings.on_error,
             patience=settings.patience,
             pinned=devices.first.type == "cuda",
+            uncut=needs.uncut,
         ),
         blend=settings.blend or default_blend(layout.side - layout.stride, layout.halo),
         sizes=Sizes(batch_size=allotment.batch_size, edge=allotment.edge),

@@ -34,6 +34,7 @@ from patchdrive.pipeline.verify import verify
 from patchdrive.pipeline.work import prepare
 from patchdrive.readers import MemoryImage, Window
 from patchdrive.readers.errors import BudgetError, ReadError, SettingsError, StalledError
+from patchdrive.readers.tiles import tile_decoder
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -120,6 +121,44 @@ def test_patches_that_stay_in_their_tiles_leave_the_same_blocks(model, nodata):
         for name in one.maps:
             np.testing.assert_array_equal(one.maps[name].values, other.maps[name].values)
             np.testing.assert_array_equal(one.maps[name].valid, other.maps[name].valid)
+
+
+class LikeCuda(Devices):
+    """What is planned for a CUDA device, on a machine that may have none: nothing is computed."""
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.each = (torch.device("cuda:0"),)
+        self.held = []
+
+    def footprint(self, model, *, side, dtype):
+        return Footprint(fixed=2**20, patch=2**20)
+
+    def most(self, footprint, share, *, held=0):
+        self.held.append(held)
+        return 128
+
+
+@pytest.mark.parametrize(
+    ("overlap", "mpp", "memory", "uncut"),
+    [(32, None, 2**30, True), (0, None, 2**30, False), (32, 0.7, 2**30, False), (32, None, 300 * 2**20, False)],
+    ids=["overlap", "none", "resampled", "little memory"],
+)
+def test_patches_stay_uncut_where_they_overlap_and_their_tiles_have_room(overlap, mpp, memory, uncut):
+    settings = replace(EVERYWHERE, patch_size=64, overlap=overlap, mpp=mpp, memory=memory)
+    image, devices = slide(), LikeCuda()
+    view, model = glance(image, settings), Thirds()
+    plan = make_plan(view, model.spec, settings)
+    work = prepare(view, model, plan, settings, recorded=None, devices=devices)
+    assert (work.feed.uncut, work.feed.pinned) == (uncut, True)
+    tiles = work.feed.frame.tiles_per_patch(tile_decoder(image, 0).grid(level=0))
+    slot = 256 * 256 * 4
+    if uncut:
+        assert devices.held == [2 * work.feed.pool_bytes]
+        assert work.feed.batch_size * tiles * slot <= work.feed.pool_bytes <= memory // 8
+        assert work.feed.pool_bytes.bit_count() == 1
+    else:
+        assert devices.held == [0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -296,6 +296,13 @@ def told(batches):
     ]
 
 
+def test_patches_that_are_resampled_cannot_stay_uncut():
+    image = MemoryImage([place(300, 300)])
+    plan = some_plan(image, 1.7, count=5)
+    with pytest.raises(ValueError, match="resampled"):
+        list(feed(image, plan, feature_blocks(plan), settings_for(image, plan, uncut=True), Timings()))
+
+
 def test_buffers_are_used_again():
     image = MemoryImage([place(700, 700)], tile=64)
     plan = some_plan(image, 1.0, count=90)

@@ -362,6 +362,7 @@ def test_a_halo_of_the_users_choice_leaves_no_seam(tmp_path):
     np.testing.assert_array_equal(read_map(tmp_path / "halo.zarr", "images/ramp")[0], wanted)
     assert verify(tmp_path / "halo.zarr", image=image).problems == ()
     run(image, Smooth(), tmp_path / "none.zarr", settings=settings)
+    run(image, Smooth(), tmp_path / "none.zarr", settings=replace(settings, halo=0))  # what it has anyway
     assert (read_map(tmp_path / "none.zarr", "images/ramp")[0] != wanted).any()
     with pytest.raises(StoreError, match=r"settings\.halo was 4, now 5"):
         run(image, Smooth(), tmp_path / "halo.zarr", settings=replace(settings, halo=5))

@@ -1,0 +1,36 @@
+"""export(): what a run left, in the forms that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
+from patchdrive.pipeline.result import Result, open_result
+from patchdrive.readers.errors import SettingsError
+
+Exporter = Callable[[Result, Path], list[Path]]
+"""Writes one form of a result into a folder, and says which files."""
+
+FORMS: Mapping[str, Exporter] = {"trident": to_trident, "clam": to_clam, "stamp": to_stamp}
+"""By the names that `export --to` takes."""
+
+
+def export(store: Path | str, form: str, out: Path | str) -> Sequence[Path]:
+    """Write what a store holds in another form.
+
+    Args:
+        store: `<id>.zarr`.
+        form: one of `FORMS`.
+        out: folder; the form says what lies where in it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SettingsError: there is no such form.
+        StoreError: it is no store, or this form cannot hold what is in it.
+    """
+    if form not in FORMS:
+        raise SettingsError(f"there is no form {form!r} to export to; there are {', '.join(FORMS)}")
+    return FORMS[form](open_result(store), Path(out))

@@ -1,0 +1,167 @@
+"""Exports for those who train on slides: features and coordinates as TRIDENT, CLAM and STAMP keep them.
+
+Coordinates are the top-left corners of patches, (x, y): level-0 pixels for TRIDENT and CLAM, micrometres for STAMP. Patches that were
+skipped or failed are left out. Features are written a part at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchdrive.pipeline.export_tables import Table, tables_of
+from patchdrive.pipeline.result import Result
+from patchdrive.pipeline.tables import ROWS
+from patchdrive.readers.errors import StoreError
+
+_STAMP = "2.4.0"
+"""The version of STAMP whose files ours are like."""
+_CLAM_ROWS = 32
+"""Rows of a chunk there."""
+
+
+def to_trident(result: Result, out: Path) -> list[Path]:
+    """`<mag>x_<side>px_<overlap>px_overlap/{patches/<slide>_patches.h5, features_<table>/<slide>.h5}`: a job folder of TRIDENT.
+
+    Raises:
+        StoreError: the store holds no features of a slide with a known pixel size.
+    """
+    written = []
+    for table in tables_of(result):
+        target = table.magnification(table.downsample)
+        job = out / f"{target:g}x_{table.side}px_{table.overlap}px_overlap"
+        patches, features = job / "patches" / f"{table.slide}_patches.h5", job / f"features_{table.name}" / f"{table.slide}.h5"
+        about = {
+            "patch_size": table.side,
+            "patch_size_level0": table.side_level0,
+            "level0_magnification": table.magnification(1.0),
+            "target_magnification": target,
+            "overlap": table.overlap,
+            "name": table.slide,
+            "savetodir": str(patches.parent),
+            "level0_width": table.size[1],
+            "level0_height": table.size[0],
+            "mpp": table.mpp * table.downsample,
+            "level0_mpp": table.mpp,
+        }
+        with _new(patches) as file:
+            _dataset(file, "coords", table.xy, about)
+        with _new(features) as file:
+            encoder = {"name": table.slide, "savetodir": str(features.parent), "encoder": table.name}
+            _features(file, "features", table, table.dtype, rows=ROWS, about=encoder)
+            _dataset(file, "coords", table.xy, about)
+        written += [patches, features]
+    return written
+
+
+def to_clam(result: Result, out: Path) -> list[Path]:
+    """`<table>/h5_files/<slide>.h5` and `<table>/pt_files/<slide>.pt`: a feature folder of CLAM, patches as of level 0.
+
+    Raises:
+        StoreError: as `to_trident`.
+    """
+    written = []
+    for table in tables_of(result):
+        h5, pt = out / table.name / "h5_files" / f"{table.slide}.h5", out / table.name / "pt_files" / f"{table.slide}.pt"
+        height, width = table.size
+        about = {
+            "patch_size": table.side_level0,
+            "patch_level": 0,
+            "downsample": (1.0, 1.0),
+            "downsampled_level_dim": (width, height),
+            "level_dim": (width, height),
+            "name": table.slide,
+            "save_path": str(h5.parent),
+        }
+        with _new(h5) as file:
+            _features(file, "features", table, np.dtype(np.float32), rows=_CLAM_ROWS, about={})
+            _dataset(file, "coords", table.xy.astype(np.int32), about)
+        _save_tensor(table, pt)
+        written += [h5, pt]
+    return written
+
+
+def to_stamp(result: Result, out: Path) -> list[Path]:
+    """`<table>/<slide>.h5`: a feature folder of STAMP.
+
+    Raises:
+        StoreError: as `to_trident`.
+    """
+    written = []
+    for table in tables_of(result):
+        path = out / table.name / f"{table.slide}.h5"
+        with _new(path) as file:
+            _features(file, "feats", table, np.dtype(np.float16), rows=ROWS, about={})
+            file.create_dataset("coords", data=(table.xy * table.mpp).astype(np.float32))
+            file.attrs.update(
+                {
+                    "stamp_version": _STAMP,
+                    "extractor": table.name,
+                    "unit": "um",
+                    "tile_size_um": table.side * table.downsample * table.mpp,
+                    "tile_size_px": table.side,
+                    "code_hash": f"patchdrive-{version('patchdrive')}",
+                    "feat_type": "tile",
+                }
+            )
+        written.append(path)
+    return written
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[h5py.File]:
+    """A file that is there once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".partial")
+    try:
+        with h5py.File(draft, "w") as file:
+            yield file
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _dataset(file: h5py.File, name: str, values: NDArray[Any], attributes: Mapping[str, Any]) -> None:
+    file.create_dataset(name, data=values).attrs.update(attributes)
+
+
+def _features(file: h5py.File, name: str, table: Table, dtype: np.dtype[Any], *, rows: int, about: Mapping[str, Any]) -> None:
+    chunks = (max(1, min(rows, len(table))), table.width)
+    made = file.create_dataset(name, shape=(len(table), table.width), dtype=dtype, chunks=chunks)
+    made.attrs.update(about)
+    start = 0
+    for part in table.features():
+        with np.errstate(over="ignore"):
+            stored = part.astype(dtype)
+        if not np.isfinite(stored).all():
+            raise StoreError(f"a feature of {table.name} does not fit {dtype}, which this form holds; export it --to another form")
+        made[start : start + len(part)] = stored
+        start += len(part)
+
+
+def _save_tensor(table: Table, path: Path) -> None:
+    """[n, D] float32 as torch.save has it, by way of a file: all features at once may be larger than memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw, draft = path.with_name(path.name + ".raw"), path.with_name(path.name + ".partial")
+    try:
+        if not len(table):
+            torch.save(torch.empty(0, table.width), draft)
+        else:
+            features = np.memmap(raw, np.float32, "w+", shape=(len(table), table.width))
+            start = 0
+            for part in table.features():
+                features[start : start + len(part)] = part
+                start += len(part)
+            torch.save(torch.from_numpy(features), draft)
+        draft.replace(path)
+    finally:
+        raw.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""Exports, read back by the keys that their consumers document; and the same pixels under the same coordinates."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from patchdrive.models import load_model
+from patchdrive.models.types import ModelSpec, OutputSpec
+from patchdrive.pipeline import RunSettings, open_result, run
+from patchdrive.pipeline.cli import main
+from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.glance import traits_of
+from patchdrive.readers import MemoryImage, open_image
+from patchdrive.readers.errors import SettingsError, StoreError
+
+
+class Means:
+    """The mean of each channel of a patch, in stored values; `gain` times as large."""
+
+    def __init__(self, dtype="float32", gain=1.0):
+        columns = OutputSpec(name="means", kind="vector", channels=("r", "g", "b"), dtype=dtype)
+        self.spec = ModelSpec(name="means", channels=3, size=64, any_size=True, outputs=(columns,))
+        self.digest, self._gain = f"means {dtype} {gain}", gain
+
+    def __call__(self, pixels):
+        return {"means": pixels.double().mean(dim=(2, 3)).float() * self._gain}
+
+    def to(self, device):
+        return self
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """A tiled slide at 0.25 µm, noise in the middle of white, and its path."""
+    path = tmp_path_factory.mktemp("slide") / "case.7 HE.tif"
+    pixels = np.full((3000, 2600, 3), 244, np.uint8)
+    pixels[400:2400, 300:2200] = np.random.default_rng(0).integers(60, 180, (2000, 1900, 3))
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=(40000, 40000), resolutionunit="CENTIMETER")
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(slide, tmp_path_factory):
+    """Features of patches of 64 pixels at 0.5 µm that overlap by 16; a row near the end skipped for nothing valid."""
+    path = tmp_path_factory.mktemp("store") / "case.zarr"
+    with closing(open_image(str(slide))) as image:
+        report = run(image, Means(), path, settings=RunSettings(mpp=0.5, overlap=16))
+    assert report.done == report.planned > 300
+    return path
+
+
+def mean_at(slide, x, y, side):
+    """Of the level-0 pixels, by tifffile; as stored numbers."""
+    return tifffile.imread(slide)[y : y + side, x : x + side].reshape(-1, 3).mean(axis=0)
+
+
+class TestTrident:
+    def test_files_are_where_its_loaders_look(self, store, tmp_path):
+        written = export(store, "trident", tmp_path)
+        job = tmp_path / "20x_64px_16px_overlap"
+        assert written == [job / "patches" / "case.7 HE_patches.h5", job / "features_means" / "case.7 HE.h5"]
+        assert all(path.is_file() for path in written)
+        assert not list(tmp_path.rglob("*.partial"))
+
+    def test_features_lie_on_the_pixels_that_coords_name(self, slide, store, tmp_path):
+        patches, features = export(store, "trident", tmp_path)
+        with h5py.File(features) as file:
+            coords, values, about = file["coords"][:], file["features"][:], dict(file["coords"].attrs)
+            assert file["features"].chunks == (min(1024, len(values)), 3)
+            assert (file["features"].attrs["encoder"], file["features"].attrs["name"]) == ("means", "case.7 HE")
+        assert (coords.dtype, values.dtype) == (np.int64, np.float32)
+        assert len(coords) == len(values) == open_result(store).report["done"]
+        for row in (0, len(coords) // 2, len(coords) - 1):
+            x, y = coords[row]
+            if x + about["patch_size_level0"] <= 2600 and y + about["patch_size_level0"] <= 3000:
+                np.testing.assert_allclose(values[row], mean_at(slide, x, y, about["patch_size_level0"]), atol=0.01)
+        assert {key: about[key] for key in ("patch_size", "patch_size_level0", "overlap", "level0_width", "level0_height")} == {
+            "patch_size": 64, "patch_size_level0": 128, "overlap": 16, "level0_width": 2600, "level0_height": 3000,
+        }  # fmt: skip
+        assert (about["level0_magnification"], about["target_magnification"], about["mpp"]) == (40, 20, pytest.approx(0.5))
+        with h5py.File(patches) as file:
+            np.testing.assert_array_equal(file["coords"][:], coords)
+            assert file["coords"].attrs["name"] == "case.7 HE"
+
+
+class TestClam:
+    def test_both_files_hold_the_same_features(self, slide, store, tmp_path):
+        h5, pt = export(store, "clam", tmp_path)
+        assert (h5, pt) == (tmp_path / "means/h5_files/case.7 HE.h5", tmp_path / "means/pt_files/case.7 HE.pt")
+        tensor = torch.load(pt, weights_only=True)
+        with h5py.File(h5) as file:
+            coords, about = file["coords"][:], dict(file["coords"].attrs)
+            assert (file["features"].dtype, file["features"].chunks, coords.dtype) == (np.float32, (32, 3), np.int32)
+            np.testing.assert_array_equal(file["features"][:], tensor.numpy())
+        assert (about["patch_level"], about["patch_size"], about["name"]) == (0, 128, "case.7 HE")
+        assert (about["level_dim"].tolist(), about["downsample"].tolist()) == ([2600, 3000], [1.0, 1.0])
+        row = len(coords) // 3
+        np.testing.assert_allclose(tensor[row], mean_at(slide, *coords[row], 128), atol=0.01)
+        assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["case.7 HE.h5", "case.7 HE.pt"]
+
+
+class TestStamp:
+    def test_coordinates_are_micrometres_and_features_half_precision(self, slide, store, tmp_path):
+        (path,) = export(store, "stamp", tmp_path)
+        assert path == tmp_path / "means" / "case.7 HE.h5"
+        with h5py.File(path) as file:
+            coords, values, about = file["coords"][:], file["feats"][:], dict(file.attrs)
+        assert (coords.dtype, values.dtype) == (np.float32, np.float16)
+        assert (about["unit"], about["tile_size_um"], about["tile_size_px"], about["feat_type"]) == ("um", pytest.approx(32.0), 64, "tile")
+        row = len(coords) // 2
+        x, y = np.rint(coords[row] / 0.25).astype(int)
+        np.testing.assert_allclose(values[row], mean_at(slide, x, y, 128), atol=0.1)
+
+    def test_a_feature_that_does_not_fit_is_refused_and_leaves_nothing(self, tmp_path):
+        pixels = np.random.default_rng(0).integers(60, 180, (500, 500, 3)).astype(np.uint8)
+        image = MemoryImage([pixels], mpp=(0.5, 0.5))
+        run(image, Means(gain=1000.0), tmp_path / "s.zarr", settings=RunSettings(saliency="valid"))
+        with pytest.raises(StoreError, match="does not fit float16"):
+            export(tmp_path / "s.zarr", "stamp", tmp_path / "out")
+        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_rows_that_were_not_computed_are_left_out(tmp_path):
+    pixels = np.random.default_rng(0).integers(60, 180, (600, 600, 3)).astype(np.uint8)
+    pixels[128:320, 128:320] = 0
+    coarse = np.full((75, 75, 3), 100, np.uint8)  # it knows nothing of the hole
+    image = MemoryImage([pixels, coarse], nodata=0.0, mpp=(0.5, 0.5))
+    report = run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="test_export:everywhere"))
+    assert report.skipped > 0
+    _, features = export(tmp_path / "s.zarr", "trident", tmp_path / "out")
+    with h5py.File(features) as file:
+        assert len(file["features"]) == len(file["coords"]) == report.done
+        assert np.isfinite(file["features"][:]).all()
+
+
+def everywhere(pixels, mask):
+    return np.ones(mask.shape, np.float32)
+
+
+def test_what_a_form_cannot_hold_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(60, 180, (600, 600, 3)).astype(np.uint8)
+    maps, bare = MemoryImage([pixels], mpp=(0.5, 0.5)), MemoryImage([pixels])
+    run(maps, load_model("identity", traits_of(maps)), tmp_path / "maps.zarr", settings=RunSettings(saliency="valid"))
+    run(bare, Means(), tmp_path / "bare.zarr", settings=RunSettings(saliency="valid"))
+    for form in FORMS:
+        with pytest.raises(StoreError, match=r"maps\.zarr holds maps"):
+            export(tmp_path / "maps.zarr", form, tmp_path / "out")
+        with pytest.raises(StoreError, match=r"--mpp-override"):
+            export(tmp_path / "bare.zarr", form, tmp_path / "out")
+    with pytest.raises(SettingsError, match=r"no form 'csv'.*trident"):
+        export(tmp_path / "bare.zarr", "csv", tmp_path / "out")
+
+
+def test_the_command_line_names_the_files(store, tmp_path, capsys):
+    assert main(["export", str(store), "--to", "clam", "-o", str(tmp_path)]) == 0
+    assert [line.rpartition(".")[2] for line in capsys.readouterr().out.splitlines()] == ["h5", "pt"]
+    assert main(["export", str(store), str(store), "--to", "clam", "-o", str(tmp_path)]) == 2
+    assert "called case.7 HE" in capsys.readouterr().err
