@@ -150,6 +150,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--overlap", type=int, help="patch side minus stride, target pixels (default: what the model needs)")
     add("--saliency", help="tissue, valid, complexity or module:function (default: tissue for slides, valid for scenes)")
     add("--select", choices=("grid", "topk"), default="grid", help="every patch worth reading, or the best --max-patches")
+    add("--coords", help="take these patches instead: an .h5 of TRIDENT or CLAM, or a folder with one for each slide")
     add("--max-patches", type=int, help="most patches topk or a driving model may ask for")
     add("--spacing", type=int, help="topk: least distance between patches, target pixels (default: one patch)")
     add("--halo", type=int, help="context around a map patch that is seen and not written, pixels (default: the model's)")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ImageTraits, ModelSpec
 from patchdrive.pipeline.budget import host_limit, show_bytes
 from patchdrive.pipeline.coarse import coarse_look, look_bytes
+from patchdrive.pipeline.coords import plan_of, read_coords
 from patchdrive.pipeline.metadata import Frame, frame_of
 from patchdrive.pipeline.plan import Layout, Plan, Saliency, plan_grid, plan_topk, target_grid
 from patchdrive.pipeline.saliency import load_scorer, score_look
@@ -86,14 +87,19 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool)
         raise SettingsError(f"{spec.name} chooses its patches itself; leave --select out, --max-patches says how many")
     if spec.vectors and (settings.blend is not None or settings.all_classes):
         raise SettingsError(f"{spec.name} gives a vector per patch and no map; leave --blend and --all-classes out")
+    if settings.coords is not None and (drives or not spec.vectors):
+        raise SettingsError(
+            f"{spec.name} {'chooses its patches itself' if drives else 'gives maps'}; --coords is for models that give vectors"
+        )
     load_scorer(saliency_of(image, settings))
     pick_channels(image, spec)
     if np.isnan(spec.fill) and image.dtype.kind in "iub":
         raise ModelError(
             f"{spec.name} fills what is not there with NaN, which {image.dtype} pixels cannot hold; give its spec another fill"
         )
-    patch_grid(image, spec, settings)
-    layout_of(spec, settings)
+    grid, layout = patch_grid(image, spec, settings), layout_of(spec, settings)
+    if settings.coords is not None:
+        plan_of(read_coords(settings.coords, image.source), grid, layout.side)
 
 
 def glance(image: Image, settings: RunSettings) -> View:
@@ -228,8 +234,10 @@ def layout_of(spec: ModelSpec, settings: RunSettings) -> Layout:
 
 
 def make_plan(view: View, spec: ModelSpec, settings: RunSettings) -> Plan:
-    """The plan of a one-shot run: a grid over what is worth reading, or the best patches of it."""
+    """The plan of a one-shot run: a grid over what is worth reading, the best patches of it, or those that somebody else chose."""
     grid, layout = patch_grid(view.image, spec, settings), layout_of(spec, settings)
+    if settings.coords is not None:
+        return plan_of(read_coords(settings.coords, view.image.source), grid, layout.side)
     if settings.select == "grid":
         return plan_grid(grid, view.saliency, layout)
     assert settings.max_patches is not None

@@ -11,6 +11,7 @@ import zarr
 
 from patchdrive.models.types import DriveModel, PatchModel
 from patchdrive.pipeline.asked import as_asked
+from patchdrive.pipeline.coords import read_coords
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
 from patchdrive.pipeline.engine import Engine
@@ -130,10 +131,12 @@ def step(drive: Drive, features: zarr.Array[Any] | None = None) -> Plan | Outcom
 
 def facts_of(image: Image, model: PatchModel | DriveModel, encoder: PatchModel, settings: RunSettings, devices: Devices) -> dict[str, Any]:
     """Everything that decides the answer, as plain JSON: a run with the same facts may be resumed. No times, no hosts, no paths."""
-    base, mpp = image.levels[0], mpp_of(image, settings)
+    base, mpp, answer = image.levels[0], mpp_of(image, settings), settings.answer_fields()
+    if settings.coords is not None:
+        answer["coords"] = read_coords(settings.coords, image.source).digest
     return {
         "source": {"identity": image.identity, "height": base.height, "width": base.width, "kind": kind_of(image), "mpp": mpp},
         "model": {"digest": model.digest, "spec": encoder.spec.to_dict()},
-        "settings": settings.answer_fields(),
+        "settings": answer,
         "device": devices.first.type,
     }

@@ -53,6 +53,8 @@ class RunSettings:
     """`tissue`, `valid`, `complexity` or `module:function`; None: tissue for slides, valid for scenes."""
     select: Select = "grid"
     """`grid`: every patch that holds something worth reading; `topk`: the `max_patches` best ones, `spacing` apart."""
+    coords: str | None = None
+    """Patches that somebody else chose, instead: an .h5 file of TRIDENT or CLAM, or a folder with one for each slide."""
     max_patches: int | None = None
     """Most patches `topk`, or a model that drives, may ask for."""
     spacing: int | None = None
@@ -91,6 +93,8 @@ class RunSettings:
             raise SettingsError(f"halo must be zero or more, got {self.halo}")
         if self.mpp is not None and self.gsd is not None:
             raise SettingsError("mpp is for slides and gsd for scenes; give one of them")
+        if self.select == "topk" and self.coords is not None:
+            raise SettingsError("coords says which patches to take; leave select topk out")
         if self.select == "topk" and self.max_patches is None:
             raise SettingsError("select topk needs max_patches, the number of patches to take")
 

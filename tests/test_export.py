@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -14,8 +15,10 @@ from patchdrive.models import load_model
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.cli import main
+from patchdrive.pipeline.coords import read_coords
 from patchdrive.pipeline.export import FORMS, export
 from patchdrive.pipeline.glance import traits_of
+from patchdrive.pipeline.verify import verify
 from patchdrive.readers import MemoryImage, open_image
 from patchdrive.readers.errors import SettingsError, StoreError
 
@@ -162,3 +165,70 @@ def test_the_command_line_names_the_files(store, tmp_path, capsys):
     assert [line.rpartition(".")[2] for line in capsys.readouterr().out.splitlines()] == ["h5", "pt"]
     assert main(["export", str(store), str(store), "--to", "clam", "-o", str(tmp_path)]) == 2
     assert "called case.7 HE" in capsys.readouterr().err
+
+
+class TestCoords:
+    """Patches that somebody else chose."""
+
+    @pytest.mark.parametrize("form", ["trident", "clam"])
+    def test_what_was_exported_and_taken_again_gives_the_same_features(self, slide, store, tmp_path, form):
+        written = export(store, form, tmp_path / "job")
+        folder = written[0].parent.parent  # with `patches` or `h5_files` in it
+        with closing(open_image(str(slide))) as image:
+            settings = RunSettings(mpp=0.5, coords=str(folder))
+            report = run(image, Means(), tmp_path / "again.zarr", settings=settings)
+            assert run(image, Means(), tmp_path / "again.zarr", settings=settings).to_dict() == report.to_dict()
+            assert run(image, Means(), tmp_path / "again.zarr", settings=replace(settings, coords=str(written[0]))).status == "done"
+            assert verify(tmp_path / "again.zarr", image, Means()).good
+        then, now = open_result(store), open_result(tmp_path / "again.zarr")
+        np.testing.assert_array_equal(then.patches.centres, now.patches.centres)
+        np.testing.assert_array_equal(then.features, now.features)
+        assert (now.patches.score == 1).all()
+
+    def test_other_coordinates_are_another_run(self, slide, store, tmp_path):
+        _, features = export(store, "trident", tmp_path)
+        with closing(open_image(str(slide))) as image:
+            run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(mpp=0.5, coords=str(features)))
+            with h5py.File(features, "r+") as file:
+                file["coords"][3] += 2
+            with pytest.raises(StoreError, match=r"settings\.coords was"):
+                run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(mpp=0.5, coords=str(features)))
+
+    @pytest.mark.parametrize(
+        ("change", "settings", "said"),
+        [
+            ({}, {"mpp": 0.25}, r"128 level-0 pixels wide, and 64 pixels .* are 64;.*fit at 2 level-0"),
+            ({"coords": [[5000, 0]]}, {}, r"1 patches lie outside the image, the first at level-0 pixel \(0, 5000\)"),
+            ({"coords": [[0.5, 1.0]]}, {}, r"integer, \(n, 2\)"),
+            ({"coords": [1, 2]}, {}, r"integer, \(n, 2\)"),
+            ({"patch_size_level0": None}, {}, "does not say how large"),
+            ({"patch_size_level0": 0}, {}, "cannot be"),
+            ({"coords": None}, {}, "cannot be read"),
+            ({}, {"select": "topk", "max_patches": 3}, "leave select topk out"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_written(self, slide, tmp_path, change, settings, said):
+        path = tmp_path / "c.h5"
+        with h5py.File(path, "w") as file:
+            coords = change.get("coords", [[0, 0], [128, 256]])
+            if coords is not None:
+                file["coords"] = np.array(coords)
+                if change.get("patch_size_level0", 128) is not None:
+                    file["coords"].attrs["patch_size_level0"] = change.get("patch_size_level0", 128)
+        with closing(open_image(str(slide))) as image, pytest.raises(SettingsError, match=said):
+            run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(**{"mpp": 0.5, "coords": str(path), **settings}))
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_folder_without_the_slide_and_a_model_of_maps_are_refused(self, slide, tmp_path):
+        with closing(open_image(str(slide))) as image:
+            with pytest.raises(SettingsError, match=r"none for case\.7 HE: case\.7 HE_patches\.h5"):
+                run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(coords=str(tmp_path)))
+            with pytest.raises(SettingsError, match="identity gives maps"):
+                run(image, load_model("identity", traits_of(image)), tmp_path / "s.zarr", settings=RunSettings(coords=str(tmp_path)))
+
+    def test_clam_says_pixels_of_a_level_and_its_downsample(self, tmp_path):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["coords"] = np.array([[7, 9]])
+            file["coords"].attrs.update({"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0)})
+        coords = read_coords(str(tmp_path), "/slides/x.svs")
+        assert (coords.side, coords.yx.tolist(), coords.path.name) == (1024.0, [[9, 7]], "x.h5")
