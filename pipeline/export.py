@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from patchdrive.pipeline.export_cog import to_cog
+from patchdrive.pipeline.export_geojson import to_geojson
 from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
 from patchdrive.pipeline.result import Result, open_result
 from patchdrive.readers.errors import SettingsError
@@ -12,7 +14,7 @@ from patchdrive.readers.errors import SettingsError
 Exporter = Callable[[Result, Path], list[Path]]
 """Writes one form of a result into a folder, and says which files."""
 
-FORMS: Mapping[str, Exporter] = {"trident": to_trident, "clam": to_clam, "stamp": to_stamp}
+FORMS: Mapping[str, Exporter] = {"trident": to_trident, "clam": to_clam, "stamp": to_stamp, "cog": to_cog, "geojson": to_geojson}
 """By the names that `export --to` takes."""
 
 
