@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchdrive.pipeline.export_cog import to_cog
 from patchdrive.pipeline.export_geojson import to_geojson
+from patchdrive.pipeline.export_ome_tiff import to_ome_tiff
 from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
 from patchdrive.pipeline.result import Result, open_result
 from patchdrive.readers.errors import SettingsError
@@ -14,7 +15,14 @@ from patchdrive.readers.errors import SettingsError
 Exporter = Callable[[Result, Path], list[Path]]
 """Writes one form of a result into a folder, and says which files."""
 
-FORMS: Mapping[str, Exporter] = {"trident": to_trident, "clam": to_clam, "stamp": to_stamp, "cog": to_cog, "geojson": to_geojson}
+FORMS: Mapping[str, Exporter] = {
+    "trident": to_trident,
+    "clam": to_clam,
+    "stamp": to_stamp,
+    "cog": to_cog,
+    "ome-tiff": to_ome_tiff,
+    "geojson": to_geojson,
+}
 """By the names that `export --to` takes."""
 
 

@@ -1,0 +1,65 @@
+"""Export for QuPath and other viewers of slides: each map as a pyramidal, tiled OME-TIFF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from patchdrive.pipeline.export_tables import slide_name
+from patchdrive.pipeline.map_view import MapView
+from patchdrive.pipeline.pyramid import built
+from patchdrive.pipeline.result import Result
+
+_TILE = 512
+
+
+def to_ome_tiff(result: Result, out: Path) -> list[Path]:
+    """`<slide>_<map>.ome.tif` for each map, and the saliency: values as stored, levels down to 512 pixels a side, a tile at a time.
+
+    Channels have their names, pixels their size in micrometres where the image has one. What a map lies on is in its name and its pixel
+    size alone: OME-TIFF has no word for the place of one image on another.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for view in (result.saliency, *result.maps.values()):
+        path = out / f"{slide_name(result)}_{view.name}.ome.tif"
+        with TemporaryDirectory(dir=out, prefix=".ome-") as folder:
+            draft = Path(folder) / path.name
+            _write(view, result.mpp, draft)
+            draft.replace(path)
+        written.append(path)
+    return written
+
+
+def _write(view: MapView, mpp: tuple[float, float] | None, path: Path) -> None:
+    coarser = built(view, path.parent, least=_TILE)
+    about: dict[str, Any] = {"axes": "YX" if view.array.ndim == 2 else "CYX", "Name": view.name}
+    if view.kind != "label":
+        about["Channel"] = {"Name": list(view.channels)}
+    if mpp is not None:
+        (down, across), unit = view.downsample, {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+        about |= {"PhysicalSizeX": mpp[1] * across, "PhysicalSizeY": mpp[0] * down, **unit}
+    with tifffile.TiffWriter(path, bigtiff=True, ome=True) as file:
+        options: dict[str, Any] = {"tile": (_TILE, _TILE), "dtype": view.array.dtype, "photometric": "minisblack", "compression": "zlib"}
+        levels: list[Any] = [view.array, *coarser]
+        for index, level in enumerate(levels):
+            place: dict[str, Any] = {"subifds": len(coarser), "metadata": about} if index == 0 else {"subfiletype": 1}
+            file.write(_tiles(level), shape=level.shape, **options, **place)
+
+
+def _tiles(level: Any) -> Iterator[NDArray[Any]]:
+    """Channel by channel, row-major, each (512, 512), what overhangs zero."""
+    planes = level.shape[0] if level.ndim > 2 else 1
+    height, width = level.shape[-2:]
+    for plane in range(planes):
+        for top in range(0, height, _TILE):
+            row = np.asarray(level[top : top + _TILE] if level.ndim == 2 else level[plane, top : top + _TILE])
+            for left in range(0, width, _TILE):
+                part = row[:, left : left + _TILE]
+                yield np.pad(part, [(0, _TILE - part.shape[0]), (0, _TILE - part.shape[1])])
