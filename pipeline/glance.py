@@ -14,6 +14,7 @@ from patchdrive.pipeline.coarse import coarse_look, look_bytes
 from patchdrive.pipeline.coords import plan_of, read_coords
 from patchdrive.pipeline.metadata import Frame, frame_of
 from patchdrive.pipeline.plan import Layout, Plan, Saliency, plan_grid, plan_topk, target_grid
+from patchdrive.pipeline.regions import read_regions
 from patchdrive.pipeline.saliency import load_scorer, score_look
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.readers import Image, Level
@@ -97,6 +98,10 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool)
         raise ModelError(
             f"{spec.name} fills what is not there with NaN, which {image.dtype} pixels cannot hold; give its spec another fill"
         )
+    if settings.regions is not None:
+        if drives:
+            raise SettingsError(f"{spec.name} chooses its patches itself; leave --regions out")
+        read_regions(settings.regions, image.source).over(image, image.levels[-1])
     grid, layout = patch_grid(image, spec, settings), layout_of(spec, settings)
     if settings.coords is not None:
         plan_of(read_coords(settings.coords, image.source), grid, layout.side)
@@ -121,6 +126,8 @@ def glance(image: Image, settings: RunSettings) -> View:
         )
     coarse = coarse_look(image, mpp=mpp, workers=settings.workers, patience=settings.patience)
     scores = score_look(coarse, scorer, name)
+    if settings.regions is not None:
+        scores = np.where(read_regions(settings.regions, image.source).over(image, coarse.level), scores, np.float32(0.0))
     cell = max(1, -(-max(coarse.level.height, coarse.level.width) // _THUMBNAIL))
     return View(
         image=image,

@@ -18,6 +18,7 @@ from patchdrive.pipeline.engine import Engine
 from patchdrive.pipeline.glance import View, check, glance, kind_of, make_plan, mpp_of, patch_grid
 from patchdrive.pipeline.look import held_bytes
 from patchdrive.pipeline.plan import Plan
+from patchdrive.pipeline.regions import read_regions
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.store import ResultStore
@@ -134,6 +135,8 @@ def facts_of(image: Image, model: PatchModel | DriveModel, encoder: PatchModel, 
     base, mpp, answer = image.levels[0], mpp_of(image, settings), settings.answer_fields()
     if settings.coords is not None:
         answer["coords"] = read_coords(settings.coords, image.source).digest
+    if settings.regions is not None:
+        answer["regions"] = read_regions(settings.regions, image.source).digest
     return {
         "source": {"identity": image.identity, "height": base.height, "width": base.width, "kind": kind_of(image), "mpp": mpp},
         "model": {"digest": model.digest, "spec": encoder.spec.to_dict()},

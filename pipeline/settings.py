@@ -51,6 +51,8 @@ class RunSettings:
     """Patch side minus stride, target pixels; None: twice the model's halo, or a quarter of the patch for maps without a halo, or 0."""
     saliency: str | None = None
     """`tissue`, `valid`, `complexity` or `module:function`; None: tissue for slides, valid for scenes."""
+    regions: str | None = None
+    """Look inside these polygons only: a GeoJSON file, or a folder with one for each image."""
     select: Select = "grid"
     """`grid`: every patch that holds something worth reading; `topk`: the `max_patches` best ones, `spacing` apart."""
     coords: str | None = None
@@ -93,6 +95,8 @@ class RunSettings:
             raise SettingsError(f"halo must be zero or more, got {self.halo}")
         if self.mpp is not None and self.gsd is not None:
             raise SettingsError("mpp is for slides and gsd for scenes; give one of them")
+        if self.coords is not None and self.regions is not None:
+            raise SettingsError("coords says which patches to take; leave regions out")
         if self.select == "topk" and self.coords is not None:
             raise SettingsError("coords says which patches to take; leave select topk out")
         if self.select == "topk" and self.max_patches is None:

@@ -1,0 +1,160 @@
+"""Regions that somebody drew: only patches that touch them are read, in the frame they were drawn in."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.warp import transform as to_crs
+
+from patchdrive.models.config import PatchDriveNetConfig
+from patchdrive.models.model import patchdrivenet
+from patchdrive.models.types import ModelSpec, OutputSpec
+from patchdrive.pipeline import RunSettings, open_result, run
+from patchdrive.pipeline.cli import main
+from patchdrive.pipeline.regions import read_regions
+from patchdrive.readers import MemoryImage, open_image
+from patchdrive.readers.errors import SettingsError, StoreError
+
+
+class Means:
+    """The mean of each channel."""
+
+    digest = "means"
+    spec = ModelSpec(
+        name="means", channels=3, size=50, any_size=True, outputs=(OutputSpec(name="m", kind="vector", channels=("r", "g", "b")),)
+    )
+
+    def __call__(self, pixels):
+        return {"m": pixels.mean(dim=(2, 3))}
+
+    def to(self, device):
+        return self
+
+
+def box(left, top, right, bottom):
+    return {"type": "Polygon", "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]]}
+
+
+def slide():
+    pixels = np.random.default_rng(0).integers(40, 200, (1000, 1200, 3)).astype(np.uint8)
+    return MemoryImage([pixels, np.ascontiguousarray(pixels[::10, ::10])], mpp=(0.5, 0.5))
+
+
+def written(path, held):
+    data = json.dumps(held).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def corners(store):
+    patches = open_result(store).patches
+    return set(zip(patches.y.tolist(), patches.x.tolist(), strict=True))
+
+
+FORMS = {
+    "collection": lambda shape: {"type": "FeatureCollection", "features": [{"type": "Feature", "properties": {}, "geometry": shape}]},
+    "feature": lambda shape: {"type": "Feature", "geometry": shape, "properties": None},
+    "geometry": lambda shape: shape,
+    "list": lambda shape: [
+        {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 1]}},
+        {"type": "Feature", "geometry": shape},
+    ],
+    "many": lambda shape: {"type": "GeometryCollection", "geometries": [{"type": "MultiPolygon", "coordinates": [shape["coordinates"]]}]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["r.geojson", "r.geojson.gz"])
+def test_patches_that_touch_a_polygon_are_taken_and_no_others(tmp_path, form, name):
+    regions = written(tmp_path / name, FORMS[form](box(310, 220, 495, 330)))
+    run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", regions=regions))
+    assert corners(tmp_path / "s.zarr") == {(y, x) for y in (200, 250, 300) for x in (300, 350, 400, 450)}
+
+
+def test_a_hole_stays_a_hole_and_the_saliency_still_counts(tmp_path):
+    shape = box(0, 0, 1200, 1000)
+    shape["coordinates"].append(box(195, 195, 605, 605)["coordinates"][0])
+    regions = written(tmp_path / "r.geojson", shape)
+    run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="test_regions:lower", regions=regions))
+    taken = corners(tmp_path / "s.zarr")
+    assert taken == {(y, x) for y in range(500, 1000, 50) for x in range(0, 1200, 50) if not (y < 600 and 200 <= x < 600)}
+
+
+def lower(pixels, mask):
+    found = np.zeros(mask.shape, np.float32)
+    found[len(found) // 2 :] = 1
+    return found
+
+
+@pytest.mark.parametrize("named", [None, "EPSG:32633", "urn:ogc:def:crs:EPSG::32633"])
+def test_of_a_scene_they_are_longitudes_or_what_the_file_names(tmp_path, named):
+    path = tmp_path / "scene.tif"
+    about = {"driver": "GTiff", "height": 1000, "width": 1200, "count": 3, "dtype": "uint8", "tiled": True}
+    place = Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
+    with rasterio.open(path, "w", **about, crs="EPSG:32633", transform=place) as dataset:
+        dataset.write(np.random.default_rng(0).integers(1, 200, (3, 1000, 1200)).astype(np.uint8))
+    (left, top), (right, bottom) = place * (312, 222), place * (488, 328)
+    shape = box(left, top, right, bottom)
+    if named is None:
+        x, y = zip(*shape["coordinates"][0], strict=True)
+        shape["coordinates"] = [list(map(list, zip(*to_crs("EPSG:32633", "OGC:CRS84", x, y), strict=True)))]
+    else:
+        shape = {"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": named}}, "features": [FORMS["feature"](shape)]}
+    regions = written(tmp_path / "r.geojson", shape)
+    with closing(open_image(str(path))) as image:
+        run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(regions=regions))
+    assert corners(tmp_path / "s.zarr") == {(y, x) for y in (200, 250, 300) for x in (300, 350, 400, 450)}
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (box(5000, 5000, 6000, 6000), r"none of its polygons lies on .*level-0 pixels"),
+        ({"type": "Point", "coordinates": [3, 3]}, "holds no polygon"),
+        ({"type": "FeatureCollection"}, "cannot be read as GeoJSON"),
+        ("words", "cannot be read as GeoJSON"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1, "x"]]]}, "does not fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, held, said):
+    regions = written(tmp_path / "r.geojson", held)
+    with pytest.raises(SettingsError, match=said):
+        run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=regions))
+    assert [path.name for path in tmp_path.iterdir()] == ["r.geojson"]
+
+
+def test_other_refusals(tmp_path):
+    regions = written(tmp_path / "r.geojson", box(0, 0, 900, 900))
+    with pytest.raises(SettingsError, match=r"no file, and has none for .*\.geojson\.gz"):
+        run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=str(tmp_path)))
+    with pytest.raises(SettingsError, match="leave --regions out"):
+        run(slide(), patchdrivenet(PatchDriveNetConfig()), tmp_path / "s.zarr", settings=RunSettings(regions=regions))
+    with pytest.raises(SettingsError, match="leave regions out"):
+        RunSettings(regions=regions, coords="x.h5")
+    run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=regions))
+    moved = written(tmp_path / "moved.geojson", box(0, 0, 900, 900))
+    assert run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=moved)).status == "done"
+    other = written(tmp_path / "r.geojson", box(0, 0, 800, 900))
+    with pytest.raises(StoreError, match=r"settings\.regions was"):
+        run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=other))
+
+
+def test_each_image_of_a_folder_has_its_own(tmp_path):
+    (tmp_path / "a.geojson.gz").write_bytes(gzip.compress(json.dumps(box(0, 0, 5, 5)).encode()))
+    written(tmp_path / "b.json", box(0, 0, 7, 7))
+    assert read_regions(str(tmp_path), "/x/a.svs").polygons == (box(0, 0, 5, 5),)
+    assert read_regions(str(tmp_path), "/x/b.svs").polygons == (box(0, 0, 7, 7),)
+
+
+def test_what_was_exported_for_qupath_is_taken_as_regions(tmp_path):
+    run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", select="topk", max_patches=5))
+    assert main(["export", str(tmp_path / "s.zarr"), "--to", "geojson", "-o", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*_patches.geojson.gz")
+    inside = read_regions(str(path), "x").over(slide(), slide().levels[0])
+    assert inside.sum() == 5 * 50 * 50
