@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from patchdrive.pipeline.export_anndata import to_anndata
 from patchdrive.pipeline.export_cog import to_cog
 from patchdrive.pipeline.export_geojson import to_geojson
 from patchdrive.pipeline.export_ome_tiff import to_ome_tiff
@@ -19,6 +20,7 @@ FORMS: Mapping[str, Exporter] = {
     "trident": to_trident,
     "clam": to_clam,
     "stamp": to_stamp,
+    "anndata": to_anndata,
     "cog": to_cog,
     "ome-tiff": to_ome_tiff,
     "geojson": to_geojson,

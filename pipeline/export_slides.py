@@ -52,9 +52,9 @@ def to_trident(result: Result, out: Path) -> list[Path]:
             "mpp": table.mpp * table.downsample,
             "level0_mpp": table.mpp,
         }
-        with _new(patches) as file:
+        with new_h5(patches) as file:
             _dataset(file, "coords", table.xy, about)
-        with _new(features) as file:
+        with new_h5(features) as file:
             encoder = {"name": table.slide, "savetodir": str(features.parent), "encoder": table.name}
             _features(file, "features", table, table.dtype, rows=ROWS, about=encoder)
             _dataset(file, "coords", table.xy, about)
@@ -81,7 +81,7 @@ def to_clam(result: Result, out: Path) -> list[Path]:
             "name": table.slide,
             "save_path": str(h5.parent),
         }
-        with _new(h5) as file:
+        with new_h5(h5) as file:
             _features(file, "features", table, np.dtype(np.float32), rows=_CLAM_ROWS, about={})
             _dataset(file, "coords", table.xy.astype(np.int32), about)
         _save_tensor(table, pt)
@@ -98,7 +98,7 @@ def to_stamp(result: Result, out: Path) -> list[Path]:
     written = []
     for table in tables_of(result):
         path = out / table.name / f"{table.slide}.h5"
-        with _new(path) as file:
+        with new_h5(path) as file:
             _features(file, "feats", table, np.dtype(np.float16), rows=ROWS, about={})
             file.create_dataset("coords", data=(table.xy * table.mpp).astype(np.float32))
             file.attrs.update(
@@ -117,7 +117,7 @@ def to_stamp(result: Result, out: Path) -> list[Path]:
 
 
 @contextmanager
-def _new(path: Path) -> Iterator[h5py.File]:
+def new_h5(path: Path) -> Iterator[h5py.File]:
     """A file that is there once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".partial")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,17 @@ class Table:
 
     def features(self) -> Iterator[NDArray[Any]]:
         """(up to 1024, width) features in the order of `xy`, as stored."""
-        for held, stored in self.rounds:
-            done = held.done
-            for start in range(0, len(done), ROWS):
-                part = slice(start, start + ROWS)
-                if done[part].any():
-                    yield np.asarray(stored[part])[done[part]]
+        return done_features(self.rounds)
+
+
+def done_features(rounds: Sequence[tuple[ResultRound, zarr.Array[Any]]]) -> Iterator[NDArray[Any]]:
+    """(up to 1024, D) features of the rows that are done, round by round, as stored."""
+    for held, stored in rounds:
+        done = held.done
+        for start in range(0, len(done), ROWS):
+            part = slice(start, start + ROWS)
+            if done[part].any():
+                yield np.asarray(stored[part])[done[part]]
 
 
 def slide_name(result: Result) -> str:

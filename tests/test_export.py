@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+import anndata
 import h5py
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import tifffile
 import torch
 
 from patchdrive.models import load_model
+from patchdrive.models.config import PatchDriveNetConfig
+from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.cli import main
@@ -165,6 +168,29 @@ def test_the_command_line_names_the_files(store, tmp_path, capsys):
     assert [line.rpartition(".")[2] for line in capsys.readouterr().out.splitlines()] == ["h5", "pt"]
     assert main(["export", str(store), str(store), "--to", "clam", "-o", str(tmp_path)]) == 2
     assert "called case.7 HE" in capsys.readouterr().err
+
+
+def test_an_h5ad_is_what_anndata_opens(store, tmp_path):
+    (path,) = export(store, "anndata", tmp_path)
+    assert path.name == "case.7 HE_means.h5ad"
+    held, result = anndata.read_h5ad(path), open_result(store)
+    np.testing.assert_array_equal(held.X, result.features)
+    np.testing.assert_array_equal(held.obsm["spatial"], result.patches.centres[:, ::-1])
+    assert list(held.var_names) == ["r", "g", "b"]
+    assert list(held.obs_names[:2]) == ["0_0", "0_1"]
+    for column in ("y", "x", "score", "rank", "round"):
+        np.testing.assert_array_equal(held.obs[column], getattr(result.patches, column))
+    assert held.uns["patchdrive"]["model"] == "means float32 1.0"
+    held[:5].copy().write_h5ad(tmp_path / "again.h5ad")
+
+
+def test_an_h5ad_holds_every_round_and_only_rows_that_are_done(tmp_path):
+    pixels = np.random.default_rng(0).integers(40, 200, (2000, 2000, 3)).astype(np.uint8)
+    image = MemoryImage([pixels, np.ascontiguousarray(pixels[::8, ::8])], mpp=(0.5, 0.5), tile=250)
+    run(image, patchdrivenet(PatchDriveNetConfig(max_patches=8)), tmp_path / "s.zarr", settings=RunSettings())
+    (path,) = export(tmp_path / "s.zarr", "anndata", tmp_path / "out")
+    held, result = anndata.read_h5ad(path), open_result(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(held.X, result.features[result.patches.state == "done"])
 
 
 class TestCoords:
