@@ -268,7 +268,8 @@ def _run(options: argparse.Namespace) -> int:
             for note in report.notes:
                 _say(f"patchdrive: {report.source}: {note}")
             if code == DONE and not report.planned:
-                _say(f"patchdrive: nothing in {report.source} is worth reading to its saliency: no patch was planned; try --saliency valid")
+                why = f"{settings.coords} has no patch of it" if settings.coords else "nothing in it is worth reading to its saliency"
+                _say(f"patchdrive: {report.source}: {why}: no patch was planned{'' if settings.coords else '; try --saliency valid'}")
             worst = max(worst, TRY_AGAIN if report.status == "partial" and stop.asked.is_set() else code)
     return TRY_AGAIN if left else worst
 
@@ -338,9 +339,15 @@ def _export(options: argparse.Namespace) -> int:
         raise SettingsError(f"several of these stores are of a slide called {twice[0]}, and would overwrite each other; use different -o")
 
     def one(store: str) -> str:
+        if open_result(store).report is None:
+            _say(f"patchdrive: {store} is not finished; what is there is exported")
         return "\n".join(map(str, export(store, options.to, options.out)))
 
-    return _each([str(store) for store in options.store], one)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TRY_AGAIN))  # so that drafts are taken away
+    try:
+        return _each([str(store) for store in options.store], one)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -50,14 +50,16 @@ def read_coords(where: str, source: str) -> Coords:
     try:
         with h5py.File(path) as file:
             found = file["coords"]
-            xy, about = np.asarray(found[:]), dict(found.attrs)
-    except (OSError, KeyError) as error:
+            xy, side = np.asarray(found[:]), _side(dict(found.attrs), path)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"--coords {path} cannot be read ({error}); it is to be an .h5 file with `coords`, as TRIDENT or CLAM write"
         ) from error
     if xy.ndim != 2 or xy.shape[1] != 2 or xy.dtype.kind not in "iu":
         raise SettingsError(f"--coords {path}: `coords` is to be integer, (n, 2), got {xy.dtype} {xy.shape}")
-    return Coords(path=path, yx=xy[:, ::-1].astype(np.int64), side=_side(about, path))
+    if xy.dtype == np.uint64:
+        xy = np.minimum(xy, np.uint64(2**62))  # what signed numbers cannot hold is outside any image
+    return Coords(path=path, yx=xy[:, ::-1].astype(np.int64), side=side)
 
 
 def plan_of(coords: Coords, grid: Level, side: int) -> Plan:

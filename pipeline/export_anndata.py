@@ -44,7 +44,8 @@ def to_anndata(result: Result, out: Path) -> list[Path]:
         with new_h5(path) as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             shape = (len(names), len(vector.channels))
-            stored = file.create_dataset("X", shape=shape, dtype=vector.dtype, chunks=(max(1, min(ROWS, shape[0])), shape[1]))
+            chunks = (min(ROWS, len(names)), shape[1]) if names else None
+            stored = file.create_dataset("X", shape=shape, dtype=vector.dtype, chunks=chunks)
             stored.attrs.update(_ARRAY)
             start = 0
             for part in done_features(tuple(zip(rounds, result.tables[table], strict=True))):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import gzip
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from patchdrive.pipeline.export_tables import slide_name
-from patchdrive.pipeline.result import Result
+from patchdrive.pipeline.result import Result, ResultRound
 from patchdrive.pipeline.tables import STATES
 
 _AT_ONCE = 1 << 16
@@ -29,9 +29,10 @@ def to_geojson(result: Result, out: Path) -> list[Path]:
     Raises:
         StoreError: the store was moved without its state, which holds its plans.
     """
+    rounds = result.rounds  # raises before a folder is made
     slide, space = slide_name(result), uuid.uuid5(uuid.NAMESPACE_URL, f"patchdrive/{result.path.stem}")
     written = [out / f"{slide}_patches.geojson.gz"]
-    _write(written[0], _patches(result, space))
+    _write(written[0], _patches(rounds, space))
     for name, found in result.objects.items():
         written.append(out / f"{slide}_{name}.geojson.gz")
         points = (
@@ -42,8 +43,8 @@ def to_geojson(result: Result, out: Path) -> list[Path]:
     return written
 
 
-def _patches(result: Result, space: uuid.UUID) -> Iterator[dict[str, Any]]:
-    for index, held in enumerate(result.rounds):
+def _patches(rounds: Sequence[ResultRound], space: uuid.UUID) -> Iterator[dict[str, Any]]:
+    for index, held in enumerate(rounds):
         plan, grid = held.plan, held.plan.grid
         for start in range(0, len(plan), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)

@@ -36,22 +36,24 @@ def to_trident(result: Result, out: Path) -> list[Path]:
     """
     written = []
     for table in tables_of(result):
-        target = table.magnification(table.downsample)
+        table.require_square_pixels()
+        target = table.magnification(table.mpp)
         job = out / f"{target:g}x_{table.side}px_{table.overlap}px_overlap"
         patches, features = job / "patches" / f"{table.slide}_patches.h5", job / f"features_{table.name}" / f"{table.slide}.h5"
         about = {
             "patch_size": table.side,
             "patch_size_level0": table.side_level0,
-            "level0_magnification": table.magnification(1.0),
+            "level0_magnification": table.magnification(table.level0_mpp[1]),
             "target_magnification": target,
             "overlap": table.overlap,
             "name": table.slide,
             "savetodir": str(patches.parent),
             "level0_width": table.size[1],
             "level0_height": table.size[0],
-            "mpp": table.mpp * table.downsample,
-            "level0_mpp": table.mpp,
+            "mpp": table.mpp,
+            "level0_mpp": table.level0_mpp[1],
         }
+        _require_same(patches, table)
         with new_h5(patches) as file:
             _dataset(file, "coords", table.xy, about)
         with new_h5(features) as file:
@@ -62,6 +64,19 @@ def to_trident(result: Result, out: Path) -> list[Path]:
     return written
 
 
+def _require_same(patches: Path, table: Table) -> None:
+    """
+    Raises:
+        StoreError: the job folder has other patches of this slide, which features there belong to.
+    """
+    if not patches.exists():
+        return
+    with h5py.File(patches) as file:
+        held = np.asarray(file["coords"][:])
+    if not np.array_equal(held, table.xy):
+        raise StoreError(f"{patches} holds other patches of this slide, and features beside it may be theirs; export into another folder")
+
+
 def to_clam(result: Result, out: Path) -> list[Path]:
     """`<table>/h5_files/<slide>.h5` and `<table>/pt_files/<slide>.pt`: a feature folder of CLAM, patches as of level 0.
 
@@ -70,6 +85,7 @@ def to_clam(result: Result, out: Path) -> list[Path]:
     """
     written = []
     for table in tables_of(result):
+        table.require_square_pixels()
         h5, pt = out / table.name / "h5_files" / f"{table.slide}.h5", out / table.name / "pt_files" / f"{table.slide}.pt"
         height, width = table.size
         about = {
@@ -100,13 +116,13 @@ def to_stamp(result: Result, out: Path) -> list[Path]:
         path = out / table.name / f"{table.slide}.h5"
         with new_h5(path) as file:
             _features(file, "feats", table, np.dtype(np.float16), rows=ROWS, about={})
-            file.create_dataset("coords", data=(table.xy * table.mpp).astype(np.float32))
+            file.create_dataset("coords", data=table.um.astype(np.float32))
             file.attrs.update(
                 {
                     "stamp_version": _STAMP,
                     "extractor": table.name,
                     "unit": "um",
-                    "tile_size_um": table.side * table.downsample * table.mpp,
+                    "tile_size_um": table.side * table.mpp,
                     "tile_size_px": table.side,
                     "code_hash": f"patchdrive-{version('patchdrive')}",
                     "feat_type": "tile",
@@ -134,7 +150,7 @@ def _dataset(file: h5py.File, name: str, values: NDArray[Any], attributes: Mappi
 
 
 def _features(file: h5py.File, name: str, table: Table, dtype: np.dtype[Any], *, rows: int, about: Mapping[str, Any]) -> None:
-    chunks = (max(1, min(rows, len(table))), table.width)
+    chunks = (min(rows, len(table)), table.width) if len(table) else None
     made = file.create_dataset(name, shape=(len(table), table.width), dtype=dtype, chunks=chunks)
     made.attrs.update(about)
     start = 0

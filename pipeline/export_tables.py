@@ -18,6 +18,8 @@ from patchdrive.pipeline.tables import ROWS
 from patchdrive.readers.errors import StoreError
 
 _USUAL = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0)
+_SQUARE = 0.01
+"""Patches whose sides agree to a hundredth are squares."""
 _NEAR = 0.1
 """A magnification within a tenth of a usual one is called that: objectives are named roundly, and others look for these names."""
 
@@ -32,14 +34,18 @@ class Table:
     """The source's file name without its suffix."""
     xy: NDArray[np.int64]
     """(n, 2) level-0 pixels of each patch's top-left corner, (x, y), rounded."""
+    um: NDArray[np.float64]
+    """(n, 2) the same corners in micrometres, exact."""
     side: int
     """Of a patch, target pixels."""
     overlap: int
     """Of neighbouring patches, target pixels; 0 where they lie on no regular grid."""
     downsample: float
-    """Level-0 pixels per target pixel."""
+    """Level-0 pixels per target pixel, mean of both axes."""
     mpp: float
-    """Micrometres per level-0 pixel."""
+    """Micrometres per target pixel."""
+    level0_mpp: tuple[float, float]
+    """Micrometres per level-0 pixel, (y, x)."""
     size: tuple[int, int]
     """Rows and columns of level 0."""
     dtype: np.dtype[Any]
@@ -57,9 +63,22 @@ class Table:
         """Of a patch, level-0 pixels, rounded."""
         return round(self.side * self.downsample)
 
-    def magnification(self, downsample: float) -> float:
-        """10 / mpp at a downsample, or the usual magnification close to it."""
-        exact = 10 / (self.mpp * downsample)
+    def require_square_pixels(self) -> None:
+        """For forms whose patches are squares of level-0 pixels.
+
+        Raises:
+            StoreError: these are not.
+        """
+        high, wide = self.level0_mpp
+        if abs(wide / high - 1) > _SQUARE:
+            raise StoreError(
+                f"{self.slide}: level-0 pixels are {wide:g} x {high:g} µm, and this form knows square ones alone; --to stamp does"
+            )
+
+    @staticmethod
+    def magnification(mpp: float) -> float:
+        """10 / mpp, or the usual magnification close to it."""
+        exact = 10 / mpp
         return next((usual for usual in _USUAL if abs(exact - usual) <= _NEAR * usual), round(exact, 4))
 
     def features(self) -> Iterator[NDArray[Any]]:
@@ -101,16 +120,23 @@ def tables_of(result: Result) -> list[Table]:
     layout = layout_of(result.spec, RunSettings(**result.facts["settings"]))
     regular = all((plan.y % layout.stride == 0).all() and (plan.x % layout.stride == 0).all() for plan in (held.plan for held in rounds))
     corners = [np.stack([held.plan.x * grid.downsample_x, held.plan.y * grid.downsample_y], axis=1)[held.done] for held in rounds]
-    xy = np.rint(np.concatenate(corners)).astype(np.int64)
+    xy = np.concatenate(corners)
+    wide, high = grid.downsample_x * result.mpp[1], grid.downsample_y * result.mpp[0]
+    if abs(wide / high - 1) > _SQUARE:
+        raise StoreError(
+            f"{name}: its patches are {side * wide:g} x {side * high:g} µm, and this form knows squares alone; --to anndata, geojson do"
+        )
     return [
         Table(
             name=table,
             slide=slide_name(result),
-            xy=xy,
+            xy=np.rint(xy).astype(np.int64),
+            um=xy * result.mpp[::-1],
             side=side,
             overlap=layout.side - layout.stride if regular else 0,
             downsample=(grid.downsample_y + grid.downsample_x) / 2,
-            mpp=(result.mpp[0] + result.mpp[1]) / 2,
+            mpp=(wide + high) / 2,
+            level0_mpp=result.mpp,
             size=result.size,
             dtype=np.dtype(vector.dtype),
             width=len(vector.channels),

@@ -101,7 +101,9 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool)
     if settings.regions is not None:
         if drives:
             raise SettingsError(f"{spec.name} chooses its patches itself; leave --regions out")
-        read_regions(settings.regions, image.source).over(image, image.levels[-1])
+        base = image.levels[0]
+        small = max(1.0, max(base.height, base.width) / _THUMBNAIL)
+        read_regions(settings.regions, image.source).over(image, target_grid(base, small, small))
     grid, layout = patch_grid(image, spec, settings), layout_of(spec, settings)
     if settings.coords is not None:
         plan_of(read_coords(settings.coords, image.source), grid, layout.side)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.errors import CRSError, RasterioError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError
+from rasterio.errors import RasterioError
 from rasterio.features import rasterize
-from rasterio.warp import transform_geom
 
 from patchdrive.readers import Image, Level
 from patchdrive.readers.errors import SettingsError
@@ -54,11 +57,13 @@ class Regions:
             if image.transform is not None:
                 frame, unit = image.transform @ frame, "the units of its transform"
             if image.crs is not None:
-                polygons, unit = transform_geom(self.crs, image.crs.to_wkt(), polygons), self.crs
+                unit = self.crs
+                to_image = Transformer.from_crs(CRS.from_user_input(self.crs), image.crs, always_xy=True)
+                polygons = [{**polygon, "coordinates": _moved(polygon["coordinates"], to_image)} for polygon in polygons]
             shape = (level.height, level.width)
             inside = rasterize(polygons, out_shape=shape, transform=frame, all_touched=True, dtype=np.uint8, skip_invalid=False) == 1
-        except (CRSError, RasterioError, TypeError, ValueError) as error:
-            raise SettingsError(f"--regions {self.path} does not fit {image.source}: {error}") from error
+        except (CRSError, RasterioError, TypeError, ValueError, IndexError) as error:
+            raise SettingsError(f"--regions {self.path} does not fit {image.source}: {error}; it is taken to be in {unit}") from error
         if not inside.any():
             raise SettingsError(f"--regions {self.path}: none of its polygons lies on {image.source}; they are taken to be in {unit}")
         return np.asarray(inside)
@@ -78,13 +83,28 @@ def read_regions(where: str, source: str) -> Regions:
     try:
         data = path.read_bytes()
         held = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-        polygons = tuple(geometry for geometry in _geometries(held) if geometry.get("type") in {"Polygon", "MultiPolygon"})
+        areas = (geometry for geometry in _geometries(held) if geometry.get("type") in {"Polygon", "MultiPolygon"})
+        polygons = tuple(area for area in areas if area["coordinates"])
         crs = held["crs"]["properties"]["name"] if isinstance(held, dict) and held.get("crs") else _LONGITUDE_LATITUDE
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SettingsError(f"--regions {path} cannot be read as GeoJSON ({error!r})") from error
     if not polygons:
         raise SettingsError(f"--regions {path} holds no polygon; draw areas, not points or lines")
     return Regions(path=path, polygons=polygons, crs=str(crs))
+
+
+def _moved(coordinates: Any, to_image: Transformer) -> Any:
+    """Nested lists of (x, y) in the image's CRS; heights are dropped.
+
+    Raises:
+        ValueError: a corner cannot be brought there.
+    """
+    if not isinstance(coordinates[0], int | float):
+        return [_moved(part, to_image) for part in coordinates]
+    x, y = to_image.transform(coordinates[0], coordinates[1])
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise ValueError(f"the corner {coordinates[:2]} lies beyond what the image's CRS can hold")
+    return [x, y]
 
 
 def _geometries(held: Any) -> Iterator[Mapping[str, Any]]:

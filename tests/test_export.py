@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 
@@ -149,6 +151,59 @@ def everywhere(pixels, mask):
     return np.ones(mask.shape, np.float32)
 
 
+@pytest.mark.parametrize("form", ["trident", "clam", "stamp", "anndata", "geojson"])
+def test_a_store_without_a_single_patch_is_exported_empty(tmp_path, form):
+    image = MemoryImage([np.full((600, 600, 3), 244, np.uint8)], mpp=(0.5, 0.5))
+    assert run(image, Means(), tmp_path / "s.zarr", settings=RunSettings()).planned == 0
+    for path in export(tmp_path / "s.zarr", form, tmp_path / "out"):
+        assert path.stat().st_size > 0
+        if path.suffix == ".h5":
+            with h5py.File(path) as file:
+                assert {len(file[name]) for name in file} == {0}
+
+
+def test_pixels_that_are_no_squares(tmp_path):
+    pixels = np.random.default_rng(0).integers(60, 180, (640, 1280, 3)).astype(np.uint8)
+    image = MemoryImage([pixels], mpp=(0.5, 0.25))
+    run(image, Means(), tmp_path / "square.zarr", settings=RunSettings(saliency="valid", mpp=0.5))
+    (path,) = export(tmp_path / "square.zarr", "stamp", tmp_path / "stamp")
+    with h5py.File(path) as file:
+        assert np.unique(file["coords"][:] / 32.0).tolist() == list(range(10))  # both axes: 320 µm in patches of 32
+        assert file.attrs["tile_size_um"] == pytest.approx(32.0)
+    for form in ("trident", "clam"):
+        with pytest.raises(StoreError, match=r"0\.25 x 0\.5 µm, and this form knows square ones alone"):
+            export(tmp_path / "square.zarr", form, tmp_path / "job")
+    run(image, Means(), tmp_path / "oblong.zarr", settings=RunSettings(saliency="valid"))
+    with pytest.raises(StoreError, match=r"16 x 32 µm, and this form knows squares alone"):
+        export(tmp_path / "oblong.zarr", "stamp", tmp_path / "job")
+
+
+def test_a_job_folder_holds_one_choice_of_patches(store, tmp_path):
+    export(store, "trident", tmp_path)
+    written = export(store, "trident", tmp_path)
+    with h5py.File(written[0], "r+") as file:
+        file["coords"][0] += 1
+    with pytest.raises(StoreError, match="other patches of this slide"):
+        export(store, "trident", tmp_path)
+
+
+def test_an_export_that_is_ended_takes_its_drafts_away(store, tmp_path):
+    script = f"""
+import os, signal, sys
+from patchdrive.pipeline import export_ome_tiff
+from patchdrive.pipeline.cli import main
+whole = export_ome_tiff._write
+def ended(view, mpp, path):
+    whole(view, mpp, path)
+    os.kill(os.getpid(), signal.SIGTERM)
+export_ome_tiff._write = ended
+sys.exit(main(["export", {str(store)!r}, "--to", "ome-tiff", "-o", {str(tmp_path)!r}]))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 75
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_form_cannot_hold_is_refused(tmp_path):
     pixels = np.random.default_rng(0).integers(60, 180, (600, 600, 3)).astype(np.uint8)
     maps, bare = MemoryImage([pixels], mpp=(0.5, 0.5)), MemoryImage([pixels])
@@ -229,6 +284,8 @@ class TestCoords:
             ({"coords": [1, 2]}, {}, r"integer, \(n, 2\)"),
             ({"patch_size_level0": None}, {}, "does not say how large"),
             ({"patch_size_level0": 0}, {}, "cannot be"),
+            ({"patch_size_level0": "wide"}, {}, "cannot be read"),
+            ({"coords": np.array([[2**64 - 1, 0]], np.uint64)}, {}, "lie outside the image"),
             ({"coords": None}, {}, "cannot be read"),
             ({}, {"select": "topk", "max_patches": 3}, "leave select topk out"),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from contextlib import closing
 
 import numpy as np
@@ -17,6 +18,7 @@ from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.cli import main
+from patchdrive.pipeline.glance import check
 from patchdrive.pipeline.regions import read_regions
 from patchdrive.readers import MemoryImage, open_image
 from patchdrive.readers.errors import SettingsError, StoreError
@@ -127,6 +129,48 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, held, sa
     with pytest.raises(SettingsError, match=said):
         run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=regions))
     assert [path.name for path in tmp_path.iterdir()] == ["r.geojson"]
+
+
+@pytest.mark.parametrize(
+    ("corner", "said"), [((3.0, 100.0), r"lies beyond what the image's CRS"), ((12.0, 45.0), None), ((900.0, 900.0), "OGC:CRS84")]
+)
+def test_corners_that_no_crs_can_hold_are_told(tmp_path, corner, said):
+    path = tmp_path / "scene.tif"
+    place = Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
+    about = {"driver": "GTiff", "height": 300, "width": 300, "count": 3, "dtype": "uint8", "crs": "EPSG:32633", "transform": place}
+    with rasterio.open(path, "w", **about) as dataset:
+        dataset.write(np.full((3, 300, 300), 9, np.uint8))
+    ring = [[15.0, 45.14], [15.1, 45.14], [15.1, 45.2], list(corner), [15.0, 45.14]]
+    regions = read_regions(written(tmp_path / "r.geojson", {"type": "Polygon", "coordinates": [ring]}), "x")
+    with closing(open_image(str(path))) as image:
+        if said is None:
+            assert regions.over(image, image.levels[0]).any()
+        else:
+            with pytest.raises(SettingsError, match=said):
+                regions.over(image, image.levels[0])
+
+
+def test_files_that_are_torn_or_too_deep_are_refused_and_empty_shapes_left_out(tmp_path):
+    torn = tmp_path / "torn.geojson.gz"
+    torn.write_bytes(gzip.compress(json.dumps(box(0, 0, 5, 5)).encode() * 50)[:40] + b"junk" * 10)
+    deep = tmp_path / "deep.geojson"
+    deep.write_text('{"type":"Feature","geometry":' * 5000 + "null" + "}" * 5000)
+    for path in (torn, deep):
+        with pytest.raises(SettingsError, match="cannot be read as GeoJSON"):
+            read_regions(str(path), "x")
+    shapes = [{"type": "Polygon", "coordinates": []}, {"type": "MultiPolygon", "coordinates": []}, box(0, 0, 5, 5)]
+    held = read_regions(written(tmp_path / "e.geojson", [FORMS["feature"](shape) for shape in shapes]), "x")
+    assert held.polygons == (box(0, 0, 5, 5),)
+
+
+def test_a_level_without_a_pyramid_is_not_drawn_whole_to_check(tmp_path):
+    regions = written(tmp_path / "r.geojson", box(10, 10, 40, 40))
+    image = MemoryImage([np.ones((4000, 4000, 3), np.uint8)], mpp=(0.5, 0.5))
+    tracemalloc.start()
+    check(image, Means.spec, RunSettings(regions=regions), drives=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6
 
 
 def test_other_refusals(tmp_path):
