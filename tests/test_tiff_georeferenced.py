@@ -155,7 +155,7 @@ def test_a_real_file_is_gdals_to_the_bit(real_file, name):
         assert raster.properties.items() <= tiff.properties.items()
 
 
-@pytest.mark.parametrize("name", JPEG)
+@pytest.mark.parametrize("name", [*JPEG[:-1], pytest.param(JPEG[-1], marks=pytest.mark.slow)])  # the last has 200 Mpx
 def test_a_real_jpeg_is_gdals_but_for_rounding_and_tifffiles_to_the_bit(real_file, name):
     tiff, raster = both(real_file(name))
     assert_same_facts(tiff, raster)

@@ -406,7 +406,8 @@ def test_swapped_rows_are_found_by_the_record_and_without_it_by_computing(featur
     assert "3 of 3 values differ" in str(verdict.problems[0])
     assert mend(verdict) == 1
     features.run()
-    assert features.verify(sample=EVERY).good
+    assert features.verify(sample=100).good
+    np.testing.assert_array_equal((table[1100], table[1200]), rows)
 
 
 def test_one_cell_of_a_map_is_found_by_computing(made, tmp_path):
