@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.pinned import host_array
 from patchdrive.pipeline.plan import Block
 from patchdrive.pipeline.uncut import Uncut
 
@@ -107,11 +107,3 @@ class BufferRing:
         """Nobody reads these any more."""
         self.free += 1
         self._idle.append(buffers)
-
-
-def host_array(shape: tuple[int, ...], dtype: np.dtype[Any], *, pinned: bool) -> NDArray[Any]:
-    """An array of anything, `pinned` in page-locked memory, from which a CUDA device copies by itself, or not."""
-    array: NDArray[Any] = np.empty(shape, dtype)
-    if pinned and array.nbytes:
-        array = torch.empty(array.nbytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
-    return array

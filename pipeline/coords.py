@@ -11,10 +11,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.belonging import file_of
 from patchdrive.pipeline.plan import Plan, ordered
 from patchdrive.readers import Level
 from patchdrive.readers.errors import SettingsError
 
+_PLACES = tuple(f"{folder}{{}}{end}" for folder in ("", "patches/", "h5_files/") for end in ("_patches.h5", ".h5"))
 _SAME = 0.01
 """Footprints that agree to a hundredth are one: tools round them to whole level-0 pixels."""
 
@@ -46,7 +48,7 @@ def read_coords(where: str, source: str) -> Coords:
     Raises:
         SettingsError: there is no such file, or it does not say where patches lie and how large they are.
     """
-    path = _find(Path(where), Path(source.rstrip("/")).stem)
+    path = file_of(where, source, _PLACES, option="--coords")
     try:
         with h5py.File(path) as file:
             found = file["coords"]
@@ -86,16 +88,6 @@ def plan_of(coords: Coords, grid: Level, side: int) -> Plan:
         where = f"{outside.sum()} patches lie outside the image, the first at level-0 pixel ({y}, {x})"
         raise SettingsError(f"--coords {coords.path}: {where}; is it another slide's?")
     return ordered(corners[:, 0], corners[:, 1], np.ones(len(corners), np.float32), side, grid)
-
-
-def _find(where: Path, slide: str) -> Path:
-    if where.is_file():
-        return where
-    names = [f"{folder}{slide}{end}" for folder in ("", "patches/", "h5_files/") for end in ("_patches.h5", ".h5")]
-    found = next((where / name for name in names if (where / name).is_file()), None)
-    if found is None:
-        raise SettingsError(f"--coords {where} is no file, and has none for {slide}: {', '.join(names)}")
-    return found
 
 
 def _side(about: dict[str, Any], path: Path) -> float:

@@ -22,8 +22,8 @@ from patchdrive.pipeline.result import Result
 from patchdrive.pipeline.tables import ROWS
 from patchdrive.readers.errors import StoreError
 
-_STAMP = "2.4.0"
-"""The version of STAMP whose files ours are like."""
+_STAMP = "2.0.0"
+"""The first version of STAMP with coordinates in micrometres: one older than what a file names refuses the file."""
 _CLAM_ROWS = 32
 """Rows of a chunk there."""
 

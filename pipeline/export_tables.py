@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.belonging import name_of
 from patchdrive.pipeline.glance import layout_of
 from patchdrive.pipeline.result import Result, ResultRound
 from patchdrive.pipeline.settings import RunSettings
@@ -99,7 +99,7 @@ def done_features(rounds: Sequence[tuple[ResultRound, zarr.Array[Any]]]) -> Iter
 def slide_name(result: Result) -> str:
     """The source's file name without its suffix, by which other tools know a slide."""
     source = result.source
-    return Path((source[0] if source else result.path.name.rpartition("-")[0]).rstrip("/")).stem
+    return name_of(source[0]) if source else result.path.name.rpartition("-")[0]
 
 
 def tables_of(result: Result) -> list[Table]:

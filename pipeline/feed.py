@@ -22,7 +22,7 @@ from patchdrive.pipeline.plan import Block, Plan
 from patchdrive.pipeline.pool import TilePool
 from patchdrive.pipeline.reads import ReadFrame, tile_uses, tiles_of
 from patchdrive.pipeline.timings import Timings
-from patchdrive.pipeline.uncut import Uncut
+from patchdrive.pipeline.uncut import Uncut, uncut_of
 from patchdrive.readers import Image
 from patchdrive.readers.errors import StalledError
 from patchdrive.readers.tiles import DecodesTiles, TileGrid, tile_decoder
@@ -379,7 +379,7 @@ class _Feed:
         dropped = tuple(one for one in told if isinstance(one, Dropped))
         if dropped:
             kept = ~np.isin(making.rows, [drop.row for drop in dropped])
-        places = np.flatnonzero(kept)
+        places, valid = np.flatnonzero(kept), making.buffers.valid if making.says_valid else None
         if not self._settings.uncut:
             pixels = making.buffers.pixels
             fill = np.asarray(self._settings.fill).astype(pixels.dtype)
@@ -389,34 +389,22 @@ class _Feed:
             block=making.block,
             rows=making.rows[kept],
             places=places,
-            held=self._uncut(making, places) if self._settings.uncut else making.buffers.pixels,
-            valid=making.buffers.valid if making.says_valid else None,
+            held=self._uncut(making, places, valid) if self._settings.uncut else making.buffers.pixels,
+            valid=valid,
             dropped=dropped,
             holed=tuple(one for one in told if isinstance(one, Holed)),
             last=making.last,
         )
 
-    def _uncut(self, making: _Making, places: NDArray[np.int64]) -> Uncut:
-        """Where the tiles of the patches at `places` lie; they are held until the batch is given back."""
-        pool, grid, size = self._pool, self._grid, self._settings.batch_size
-        tiles, sources = making.tiles[places], making.sources[places]
-        high, wide = (tiles[:, 2:] - tiles[:, :2]).max(axis=0, initial=1)
-        # A patch with fewer tiles than others names its last one again.
-        rows = np.minimum(tiles[:, :1] + np.arange(high), tiles[:, 2:3] - 1)
-        columns = np.minimum(tiles[:, 1:2] + np.arange(wide), tiles[:, 3:] - 1)
-        slots, corners = np.zeros((size, high, wide), np.int64), np.zeros((size, 2), np.int64)
-        slots[places] = pool.slots[rows[:, :, None], columns[:, None, :]]
-        corners[places] = sources[:, :2] - tiles[:, :2] * (grid.tile_height, grid.tile_width)
-        used = np.unique(slots[places])
-        fresh = used[pool.fresh[used]]
-        pool.fresh[fresh] = False
-        return Uncut(
-            slab=pool.pixels,
-            fresh=fresh,
-            slots=slots,
-            corners=corners,
-            empty=np.setdiff1d(np.arange(size), places),
-            valid=making.buffers.valid if making.says_valid else None,
+    def _uncut(self, making: _Making, places: NDArray[np.int64], valid: NDArray[np.bool_] | None) -> Uncut:
+        """The patches at `places`; their tiles are held until the batch is given back."""
+        return uncut_of(
+            self._pool,
+            tiles=making.tiles[places],
+            corners=making.sources[places, :2],
+            places=places,
+            batch_size=self._settings.batch_size,
             side=self._frame.side,
+            valid=valid,
             fill=self._settings.fill,
         )

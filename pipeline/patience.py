@@ -26,6 +26,7 @@ def patiently(tasks: Sequence[Callable[[], T]], *, workers: int, patience: float
     news = threading.Condition()
 
     def work() -> None:
+        """Tasks, one after the other, until there are none or one of any thread failed."""
         while not errors:
             try:
                 index, task = left.popleft()

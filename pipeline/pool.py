@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrive.pipeline.batches import host_array
+from patchdrive.pipeline.pinned import host_array
 from patchdrive.readers.tiles import TileGrid, Torn
 
 TILE_BYTES = 9

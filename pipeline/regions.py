@@ -20,12 +20,13 @@ from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 
+from patchdrive.pipeline.belonging import file_of
 from patchdrive.readers import Image, Level
 from patchdrive.readers.errors import SettingsError
 
 _LONGITUDE_LATITUDE = "OGC:CRS84"
 """What GeoJSON is in where it does not say (RFC 7946)."""
-_ENDS = (".geojson", ".geojson.gz", ".json")
+_PLACES = ("{}.geojson", "{}.geojson.gz", "{}.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,7 +80,7 @@ def read_regions(where: str, source: str) -> Regions:
     Raises:
         SettingsError: there is no such file, it is no GeoJSON, or holds no polygon.
     """
-    path = _find(Path(where), Path(source.rstrip("/")).stem)
+    path = file_of(where, source, _PLACES, option="--regions")
     try:
         data = path.read_bytes()
         held = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
@@ -120,12 +121,3 @@ def _geometries(held: Any) -> Iterator[Mapping[str, Any]]:
         yield from _geometries(held["geometries"])
     else:
         yield held
-
-
-def _find(where: Path, name: str) -> Path:
-    if where.is_file():
-        return where
-    found = next((where / f"{name}{end}" for end in _ENDS if (where / f"{name}{end}").is_file()), None)
-    if found is None:
-        raise SettingsError(f"--regions {where} is no file, and has none for {name}: {', '.join(name + end for end in _ENDS)}")
-    return found

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchdrive.pipeline.pool import TilePool
+
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 """Unsigned numbers that torch can hardly move about, by what it can; nothing is computed with them here."""
 
@@ -98,3 +100,40 @@ class Cuts:
         if self.kept is not None:
             pixels = torch.where(self.kept[:, None, None, None], pixels, fill)
         return pixels.view(slab.dtype)
+
+
+def uncut_of(
+    pool: TilePool,
+    *,
+    tiles: NDArray[np.int64],
+    corners: NDArray[np.int64],
+    places: NDArray[np.int64],
+    batch_size: int,
+    side: int,
+    valid: NDArray[np.bool_] | None,
+    fill: float,
+) -> Uncut:
+    """A batch whose n patches are left in the tiles of the pool; those are no longer fresh.
+
+    Args:
+        pool: which holds all these tiles until the batch is given back.
+        tiles: (n, 4) first row and column, one past the last of each, as `tiles_of` gives them.
+        corners: (n, 2) first row and column of each patch, level pixels.
+        places: (n,) of the patches in the batch.
+        batch_size: places, empty ones included.
+        side: of a patch.
+        valid: (batch size, side, side) of the batch.
+        fill: of what is not valid.
+    """
+    high, wide = (tiles[:, 2:] - tiles[:, :2]).max(axis=0, initial=1)
+    # A patch with fewer tiles than others names its last one again.
+    rows = np.minimum(tiles[:, :1] + np.arange(high), tiles[:, 2:3] - 1)
+    columns = np.minimum(tiles[:, 1:2] + np.arange(wide), tiles[:, 3:] - 1)
+    slots, within = np.zeros((batch_size, high, wide), np.int64), np.zeros((batch_size, 2), np.int64)
+    slots[places] = pool.slots[rows[:, :, None], columns[:, None, :]]
+    within[places] = corners - tiles[:, :2] * pool.pixels.shape[1:3]
+    used = np.unique(slots[places])
+    fresh = used[pool.fresh[used]]
+    pool.fresh[fresh] = False
+    empty = np.setdiff1d(np.arange(batch_size), places)
+    return Uncut(slab=pool.pixels, fresh=fresh, slots=slots, corners=within, empty=empty, valid=valid, side=side, fill=fill)

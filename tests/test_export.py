@@ -120,6 +120,7 @@ class TestStamp:
         with h5py.File(path) as file:
             coords, values, about = file["coords"][:], file["feats"][:], dict(file.attrs)
         assert (coords.dtype, values.dtype) == (np.float32, np.float16)
+        assert about["stamp_version"] == "2.0.0"  # STAMP refuses files of a version newer than itself
         assert (about["unit"], about["tile_size_um"], about["tile_size_px"], about["feat_type"]) == ("um", pytest.approx(32.0), 64, "tile")
         row = len(coords) // 2
         x, y = np.rint(coords[row] / 0.25).astype(int)
