@@ -154,16 +154,21 @@ def test_changed_settings_exit_2_and_say_which(slide, tmp_path, capsys):
 
 
 SLOW_MODEL = '''
+import os
 import time
-import torch
+from pathlib import Path
 from patchdrive.models import ModelSpec, OutputSpec
 
+HERE = Path(__file__).parent
+
 class Slow:
-    """Means, slowly: so that a signal arrives in the middle."""
+    """Means; once a block is committed it waits for as long as the file ``hold`` is there, so that a signal arrives in the middle."""
     spec = ModelSpec(name="slow", channels=3, size=24, outputs=(OutputSpec(name="m", kind="vector", channels=("r", "g", "b")),))
     digest = "slow-1"
     def __call__(self, pixels):
-        time.sleep(0.04)
+        while (HERE / "hold").exists() and any(HERE.glob("*/*.patchdrive/commits/0/*.json")):
+            (HERE / f"held-{os.getpid()}").touch()
+            time.sleep(0.01)
         return {"m": pixels.mean(dim=(2, 3))}
     def to(self, device):
         return self
@@ -174,6 +179,8 @@ class Slow:
 def command(slide, tmp_path):
     (tmp_path / "slow_model.py").write_text(SLOW_MODEL)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    started: list[subprocess.Popen[str]] = []
 
     def start(out: Path) -> subprocess.Popen[str]:
         arguments = [
@@ -188,60 +195,75 @@ def command(slide, tmp_path):
             "slow_model:Slow",
             "--json",
         ]
-        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        with process:  # its pipes are closed, and it is waited for
+            process.kill()
 
 
-def wait_for_commits(out: Path, process: subprocess.Popen[str], count: int) -> None:
-    for _ in range(600):
-        if len(list(out.glob("*.patchdrive/commits/0/*.json"))) >= count:
+def wait_until_held(process: subprocess.Popen[str], folder: Path) -> None:
+    for _ in range(1200):
+        if (folder / f"held-{process.pid}").exists():
             return
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.05)
-    pytest.fail("no block was committed in 30 s")
+    pytest.fail("no block was committed in 60 s")
+
+
+def terminate(process: subprocess.Popen[str], hold: Path) -> None:
+    """SIGTERM, and when it was heard, the model goes on."""
+    process.send_signal(signal.SIGTERM)
+    for line in process.stderr or ():
+        if "finishing the block in hand" in line:
+            break
+    hold.unlink()
 
 
 def test_sigkill_and_sigterm_cost_at_most_the_block_in_hand(command, tmp_path):
-    whole = command(tmp_path / "whole")
-    said, _ = whole.communicate(timeout=120)
-    report = json.loads(said)
-
+    hold = tmp_path / "hold"
+    hold.touch()
     killed = command(tmp_path / "cut")
-    wait_for_commits(tmp_path / "cut", killed, 1)
+    wait_until_held(killed, tmp_path)
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)
     assert not list((tmp_path / "cut").glob("*.done.json"))
 
     asked = command(tmp_path / "cut")
-    wait_for_commits(tmp_path / "cut", asked, 2)
-    asked.send_signal(signal.SIGTERM)
+    wait_until_held(asked, tmp_path)
+    terminate(asked, hold)
     said, _ = asked.communicate(timeout=60)
     assert asked.returncode == 75
     partial = json.loads(said)
     assert partial["status"] == "partial"
-    assert 0 < partial["done"] < report["planned"]
 
     rest = command(tmp_path / "cut")
     said, _ = rest.communicate(timeout=120)
     assert rest.returncode == 0
+    whole = command(tmp_path / "whole")
+    report = json.loads(whole.communicate(timeout=120)[0])
     assert json.loads(said)["done"] == report["planned"]
+    assert 0 < partial["done"] < report["planned"]
     name = Path(report["store"]).name
     assert tree(tmp_path / "cut" / name) == tree(tmp_path / "whole" / name)
 
 
 def test_a_store_in_use_says_try_again(command, tmp_path):
+    hold = tmp_path / "hold"
+    hold.touch()
     first = command(tmp_path / "out")
-    wait_for_commits(tmp_path / "out", first, 1)
+    wait_until_held(first, tmp_path)
     first.send_signal(signal.SIGSTOP)  # it stands still, and lives
     second = command(tmp_path / "out")
     _, said = second.communicate(timeout=60)
     first.send_signal(signal.SIGCONT)
     assert second.returncode == 75
     assert "in use" in said
-    first.send_signal(signal.SIGTERM)
+    terminate(first, hold)
     assert first.wait(timeout=120) == 75  # it went on, unharmed, and ends its block in hand
-    first.communicate()
 
 
 def test_the_same_image_twice_is_run_once(slide, tmp_path, capsys):
