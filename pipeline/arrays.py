@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,18 @@ def ensure_array(path: Path, spec: ArraySpec, attributes: dict[str, Any], journa
     if metadata.exists():
         return
     held: dict[str, Buffer] = {}
-    zarr.create_array(
-        store=MemoryStore(held),  # zarr syncs nothing: it makes the document, we put it in place
-        shape=spec.shape,
-        dtype=str if spec.dtype == "string" else np.dtype(spec.dtype),
-        chunks=spec.chunks,
-        shards=spec.shards,
-        fill_value="" if spec.dtype == "string" else spec.fill,
-        compressors=ZstdCodec(level=1, checksum=True),
-        dimension_names=spec.names,
-        attributes=attributes,
-    )
+    with nullcontext() if journal is None else journal.writing(path):  # zarr opens files of its own, for its threads
+        zarr.create_array(
+            store=MemoryStore(held),  # zarr syncs nothing: it makes the document, we put it in place
+            shape=spec.shape,
+            dtype=str if spec.dtype == "string" else np.dtype(spec.dtype),
+            chunks=spec.chunks,
+            shards=spec.shards,
+            fill_value="" if spec.dtype == "string" else spec.fill,
+            compressors=ZstdCodec(level=1, checksum=True),
+            dimension_names=spec.names,
+            attributes=attributes,
+        )
     _put(metadata, held["zarr.json"].to_bytes().decode(), journal)
 
 

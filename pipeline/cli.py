@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,8 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event
-from types import FrameType
+from threading import Event, Thread
 
 from tqdm import tqdm
 
@@ -199,21 +199,35 @@ def _device_memory(text: str) -> float:
 class _Stop:
     """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more; the second time
     the process ends at once, which costs the block in hand and nothing else.
+
+    A thread of its own listens: handlers in Python run in the main thread, which may be waiting for a model that does not answer.
     """
 
     def __init__(self) -> None:
         self.asked = Event()
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._ear, self._wire = socket.socketpair()
+        self._wire.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._wire.fileno())
+        self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._listener = Thread(target=self._listen, name="signals", daemon=True)
+        self._listener.start()
 
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked.is_set():
-            os._exit(TRY_AGAIN)
-        self.asked.set()
-        _say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
+    def _listen(self) -> None:
+        while number := self._ear.recv(1):
+            if number[0] not in self._before:
+                continue
+            if self.asked.is_set():
+                os._exit(TRY_AGAIN)
+            self.asked.set()
+            _say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
 
     def close(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._wire.close()
+        self._listener.join()
+        self._ear.close()
 
 
 class _Bar:

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.map_view import MapView
-from patchdrive.pipeline.pyramid import built
 from patchdrive.pipeline.result import Result
 
 _TILE = 512
 
 
 def to_ome_tiff(result: Result, out: Path) -> list[Path]:
-    """`<slide>_<map>.ome.tif` for each map, and the saliency: values as stored, levels down to 512 pixels a side, a tile at a time.
+    """`<slide>_<map>.ome.tif` for each map, and the saliency: values and levels as stored, a tile at a time.
 
     Channels have their names, pixels their size in micrometres where the image has one. What a map lies on is in its name and its pixel
     size alone: OME-TIFF has no word for the place of one image on another.
@@ -31,14 +30,14 @@ def to_ome_tiff(result: Result, out: Path) -> list[Path]:
         path = out / f"{slide_name(result)}_{view.name}.ome.tif"
         with TemporaryDirectory(dir=out, prefix=".ome-") as folder:
             draft = Path(folder) / path.name
-            _write(view, result.mpp, draft)
+            _write(view, result.mpp, draft, finished=result.report is not None)
             draft.replace(path)
         written.append(path)
     return written
 
 
-def _write(view: MapView, mpp: tuple[float, float] | None, path: Path) -> None:
-    coarser = built(view, path.parent, least=_TILE)
+def _write(view: MapView, mpp: tuple[float, float] | None, path: Path, *, finished: bool) -> None:
+    coarser = view.coarser if finished else ()  # not there yet
     about: dict[str, Any] = {"axes": "YX" if view.array.ndim == 2 else "CYX", "Name": view.name}
     if view.kind != "label":
         about["Channel"] = {"Name": list(view.channels)}

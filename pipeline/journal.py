@@ -117,7 +117,7 @@ class Journal:
         if self._door is not None:
             yield
             return
-        with self._writing(self.folder):
+        with self.writing(self.folder):
             self._door = self._wait_for_door(self._require_held)
         try:
             yield
@@ -177,7 +177,7 @@ class Journal:
             StoreWriteError: it cannot be written.
             StoreInUseError: another process took our work over.
         """
-        with self._writing(path):
+        with self.writing(path):
             draft = self._scratch / uuid4().hex
             make(draft)
             sync(draft)
@@ -218,7 +218,7 @@ class Journal:
             StoreWriteError: it cannot be written.
             StoreInUseError: another process took our work over.
         """
-        with self._writing(array):
+        with self.writing(array):
             draft = self._scratch / uuid4().hex
             draft.mkdir()
             shutil.copyfile(array / "zarr.json", draft / "zarr.json")
@@ -244,7 +244,8 @@ class Journal:
         return placed
 
     @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
+    def writing(self, path: Path) -> Iterator[None]:
+        """Something is written at `path`: what the system says of it becomes a StoreWriteError, or a StoreInUseError where that is why."""
         try:
             yield
         except OSError as error:

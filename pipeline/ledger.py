@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from patchdrive.models.types import ModelSpec
+from patchdrive.pipeline.coarsen import Band, bands_of
 from patchdrive.pipeline.maps import stored_maps
 from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.problems import Cure, Kind, Problem
@@ -20,6 +21,8 @@ from patchdrive.pipeline.tables import ROWS
 from patchdrive.readers.errors import ModelError, StoreError
 
 _TABLE_CHUNK = re.compile(r"tables/[^/]+_round(\d+)/X/c/(\d+)/\d+")
+COARSE_CHUNK = re.compile(r"(?:images|labels)/[^/]+/[1-9]\d*/map/c(?:/\d+){2,3}")
+"""Of a coarser level."""
 _MAP_CHUNK = re.compile(r"((?:images|labels)/([^/]+)/0/map)/c((?:/\d+){2,3})")
 
 
@@ -71,6 +74,8 @@ class Ledger:
     """Every file that the records and contents.json name, relative to the store."""
     problems: list[Problem] = field(default_factory=list)
     """What of the state cannot be read, or contradicts itself."""
+    bands: dict[Band, bool] = field(default_factory=dict)
+    """Of the coarser levels of maps, each with whether it has a record."""
     surplus: dict[Path, tuple[tuple[int, int] | None, tuple[str, ...]]] = field(default_factory=dict)
     """Records that cannot be true: the (round, block) they stand for, if any, and the files they name."""
 
@@ -149,9 +154,10 @@ def read_ledger(store: Path) -> Ledger:
         _read_plan(ledger, path)
     for folder in sorted((state / "commits").glob("*")):
         _read_records(ledger, folder)
+    ledger.bands = {band: _read_band(ledger, state / band.record) for band in _bands(store)}
     contents = state / "contents.json"
     if contents.exists() or finished:
-        _name(ledger, None, contents, _object(contents, root, problems, "record", "overwrite") or {})
+        _name(ledger, None, contents, _object(contents, root, problems, "record", "overwrite") or {}, "overwrite")
     return ledger
 
 
@@ -225,9 +231,31 @@ def _read_records(ledger: Ledger, folder: Path) -> None:
             ledger.tell(path, wrong, owner, "mend" if "files" in record else "overwrite")
         else:
             records[block] = record
-        _name(ledger, owner, path, files)
+        _name(ledger, owner, path, files, "overwrite" if owner is None else "mend")
     if round_ is not None:
         ledger.rounds[index] = RoundLedger(index=index, plan=round_.plan, blocks=round_.blocks, records=records)
+
+
+def _bands(store: Path) -> list[Band]:
+    """Of a store whose metadata may be damaged, which is told elsewhere."""
+    try:
+        return bands_of(store)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []
+
+
+def _read_band(ledger: Ledger, path: Path) -> bool:
+    """Whether there is a record of a band of a coarser level; enters the files that it names."""
+    if not path.exists():
+        return False
+    record = _object(path, ledger.path.parent, ledger.problems, "record", "mend")
+    if record is None:
+        return False
+    if not isinstance(record.get("files"), dict):
+        ledger.tell(path, "the record does not say which files the band placed", None)
+        return False
+    _name(ledger, None, path, record["files"], "mend")
+    return True
 
 
 def _wrong_with(record: Mapping[str, Any], block: Block | None) -> str:
@@ -252,9 +280,8 @@ def _wrong_with(record: Mapping[str, Any], block: Block | None) -> str:
     return ""
 
 
-def _name(ledger: Ledger, owner: tuple[int, int] | None, path: Path, files: Mapping[str, Any]) -> None:
+def _name(ledger: Ledger, owner: tuple[int, int] | None, path: Path, files: Mapping[str, Any], cure: Cure) -> None:
     """Enter the files that a record names: each once, and inside the store."""
-    cure: Cure = "overwrite" if owner is None else "mend"
     for name, digest in files.items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not isinstance(digest, str):

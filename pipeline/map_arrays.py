@@ -1,8 +1,8 @@
 """A map on disk: one strict OME-Zarr multiscale, with what GIS need beside it where the image has a place.
 
-<name>/zarr.json         ome: multiscales, omero or image-label
-<name>/0/map             (channel, y, x), or (y, x) for labels
-<name>/0/{x, y, spatial_ref}   for scenes
+<name>/zarr.json         ome: multiscales, omero or image-label; for scenes the conventions of GeoZarr too
+<name>/0/map             (channel, y, x), or (y, x) for labels; 1/map, 2/map ... each half the finer one (see `coarsen`)
+<name>/0/{x, y, spatial_ref}   for scenes, and so in every level
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from patchdrive.pipeline.arrays import ArraySpec, ensure_array, ensure_filled, ensure_group
 from patchdrive.pipeline.journal import Journal
 from patchdrive.pipeline.maps import PROBABILITY_STEPS, StoredMap, value_window
-from patchdrive.pipeline.metadata import Frame, axes_of, image_label, map_attributes, multiscales, omero, spatial_ref_attributes
+from patchdrive.pipeline.metadata import (
+    Frame,
+    axes_of,
+    image_label,
+    map_attributes,
+    multiscales,
+    omero,
+    pyramid_layout,
+    spatial_ref_attributes,
+)
 from patchdrive.readers import Window
 
 _SHARD_CHUNK = 512
@@ -24,10 +33,12 @@ _PLAIN_CHUNK = 1024
 """Georeferenced maps have plain chunks: GDAL before 3.13 reads no shards."""
 _WHOLE = 4096
 """Side of a shard of a map that is written at once."""
+COARSE = 2048
+"""Side of a shard of a coarser level, which holds one channel; of plain chunks as many lie side by side."""
 
 
 def create_map(store: Path, stored: StoredMap, frame: Frame, block: int, journal: Journal) -> None:
-    """The group and the empty array of one map, with everything viewers and GIS need to place it.
+    """The group and the empty arrays of one map, with everything viewers and GIS need to place it.
 
     Args:
         store: `<id>.zarr`.
@@ -36,29 +47,33 @@ def create_map(store: Path, stored: StoredMap, frame: Frame, block: int, journal
         block: side of the squares it will be written in, map pixels: whole chunks, or one shard.
         journal: through which it is written.
     """
-    label = stored.folder == "labels"
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscales(stored.name, [frame], channel_axis=not label)]}
+    label, frames = stored.folder == "labels", frame.levels()
+    scales = multiscales(stored.name, frames, stored.reduction, channel_axis=not label)
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [scales]}
     if label:
         ome["image-label"] = image_label(stored.channels, stored.colors)
     else:
         ome["omero"] = omero(stored.channels, stored.colors, *value_window(stored))
     group = store / stored.path
-    ensure_group(group, {"ome": ome}, journal)
-    ensure_group(group / "0", {}, journal)
+    ensure_group(group, {"ome": ome, **pyramid_layout(frames, stored.reduction)}, journal)
     lead, names = ((), ("y", "x")) if label else ((len(stored.channels),), ("c", "y", "x"))
-    chunk, shards = _chunking(frame, block)
-    spec = ArraySpec(
-        shape=(*lead, frame.height, frame.width),
-        dtype=stored.dtype,
-        chunks=(*(1 for _ in lead), chunk, chunk),
-        shards=(*lead, block, block) if shards else None,
-        fill=0 if stored.fill is None else stored.fill,
-        names=names,
-    )
-    scale = {"scale_factor": 1 / PROBABILITY_STEPS} if stored.kind == "probability" else {}
-    attributes = {"patchdrive:kind": stored.kind, **scale, **map_attributes(frame, stored.fill, np.dtype(stored.dtype))}
-    ensure_array(group / "0" / "map", spec, attributes, journal)
-    _create_axes(group / "0", frame, journal)
+    singly = tuple(1 for _ in lead)
+    for index, level in enumerate(frames):
+        side = COARSE if index else block
+        chunk, shards = _chunking(level, side)
+        spec = ArraySpec(
+            shape=(*lead, level.height, level.width),
+            dtype=stored.dtype,
+            chunks=(*singly, chunk, chunk),
+            shards=(*(singly if index else lead), side, side) if shards else None,
+            fill=0 if stored.fill is None else stored.fill,
+            names=names,
+        )
+        scale = {"scale_factor": 1 / PROBABILITY_STEPS} if stored.kind == "probability" else {}
+        attributes = {"patchdrive:kind": stored.kind, **scale, **map_attributes(level, stored.fill, np.dtype(stored.dtype))}
+        ensure_group(group / str(index), {}, journal)
+        ensure_array(group / str(index) / "map", spec, attributes, journal)
+        _create_axes(group / str(index), level, journal)
 
 
 def place_map(store: Path, stored: StoredMap, window: Window, values: NDArray[Any], journal: Journal) -> dict[str, str]:

@@ -72,6 +72,12 @@ class MapView:
         """As stored: (channel, height, width), or (height, width) of a label map."""
         return zarr.open_array(store=self.path / "0" / "map", mode="r")
 
+    @cached_property
+    def coarser(self) -> tuple[zarr.Array[Any], ...]:
+        """Its coarser levels, each half the finer one; all "none" before the run is finished."""
+        datasets = self._group["multiscales"][0]["datasets"]
+        return tuple(zarr.open_array(store=self.path / entry["path"], mode="r") for entry in datasets[1:])
+
     @property
     def height(self) -> int:
         """Rows."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrive.models.types import OutputSpec
+from patchdrive.pipeline.pyramid import Reduction
 from patchdrive.pipeline.stitch import MapPart
 from patchdrive.readers.errors import ModelError
 
@@ -49,6 +50,13 @@ class StoredMap:
     def path(self) -> str:
         """Of its group, inside the store."""
         return f"{self.folder}/{self.name}"
+
+    @property
+    def reduction(self) -> Reduction:
+        """How its coarser levels are made; where an image has values, there its coarser level has one."""
+        if self.kind == "label":
+            return "nearest" if self.fill is not None else "max"
+        return "mean"
 
 
 def stored_maps(output: OutputSpec, *, all_classes: bool) -> tuple[StoredMap, ...]:

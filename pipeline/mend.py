@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchdrive.pipeline.journal import Journal, sync
-from patchdrive.pipeline.ledger import Ledger, read_ledger
+from patchdrive.pipeline.ledger import COARSE_CHUNK, Ledger, read_ledger
 from patchdrive.pipeline.problems import Verdict
 from patchdrive.readers.errors import StoreError
 
 
 def mend(verdict: Verdict) -> int:
     """Drop the records and the files of every block that `verdict` found wrong, and the report: the run is unfinished again.
+
+    The coarser levels of maps go too: what they are made of may be other than it was.
 
     Done in an order that a kill may cut anywhere: whatever is left, `verify` finds the same blocks wrong, or they are computed again.
 
@@ -40,6 +42,8 @@ def _take_back(verdict: Verdict) -> int:
     told = {(index, block.index) for index, held in ledger.rounds.items() for block in held.blocks if block.index not in held.records}
     again = {(index, block) for index, block in blocks if index in ledger.rounds} | told
     _remove(store.with_suffix(".done.json"))
+    for band in ledger.bands:
+        _remove(state / band.record)  # first: a band is built again where its record is not there
     for name in _files_of(ledger, again):
         _remove(store / name)
     for index, block in sorted(again):
@@ -50,9 +54,9 @@ def _take_back(verdict: Verdict) -> int:
 
 
 def _files_of(ledger: Ledger, blocks: set[tuple[int, int]]) -> list[str]:
-    """Every file in the place of one of these blocks, named or not."""
+    """Every file in the place of one of these blocks, named or not, and of the coarser levels of maps."""
     there = [path.relative_to(ledger.path).as_posix() for path in ledger.path.rglob("*") if not path.is_dir()]
-    return [name for name in there if ledger.owner(name) in blocks]
+    return [name for name in there if ledger.owner(name) in blocks or COARSE_CHUNK.fullmatch(name)]
 
 
 def _remove(path: Path) -> None:

@@ -16,10 +16,19 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
 
+from patchdrive.pipeline.pyramid import Reduction
 from patchdrive.readers import Level
 
 _PROJ = {"uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f", "name": "proj:"}
 _SPATIAL = {"uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "name": "spatial:"}
+_MULTISCALES = {"uuid": "d35379db-88df-4056-af3a-620245f8e347", "name": "multiscales"}
+_LEAST_SIDE = 512
+"""Map pixels: a level of this size is not halved again."""
+_HOW = {
+    "mean": "each pixel is the mean of those of four that have a value",
+    "nearest": "each pixel is the first of four",
+    "max": "each pixel is the highest of four",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,13 @@ class Frame:
             crs=self.crs,
         )
 
+    def levels(self) -> list[Frame]:
+        """Ours, and ever coarser ones, each half the finer, until no side is longer than 512."""
+        frames = [self]
+        while max(frames[-1].height, frames[-1].width) > _LEAST_SIDE:
+            frames.append(frames[-1].coarser(2))
+        return frames
+
     @property
     def map_transform(self) -> Affine | None:
         """Map pixel to world."""
@@ -82,7 +98,7 @@ def frame_of(grid: Level, mpp: tuple[float, float] | None, transform: Affine | N
     )
 
 
-def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool) -> dict[str, Any]:
+def multiscales(name: str, frames: Sequence[Frame], reduction: Reduction, *, channel_axis: bool) -> dict[str, Any]:
     """The `multiscales` entry: one dataset "<k>/map" per frame; pixel centres of level k lie (d - 1) / 2 level-0 pixels in."""
     unit = {} if frames[0].unit is None else {"unit": frames[0].unit}
     channel = [{"name": "c", "type": "channel"}] if channel_axis else []
@@ -96,9 +112,45 @@ def multiscales(name: str, frames: Sequence[Frame], *, channel_axis: bool) -> di
         datasets.append({"path": f"{index}/map", "coordinateTransformations": transforms})
     return {
         "name": name,
+        "type": reduction,
+        "metadata": {"description": _HOW[reduction]},
         "axes": [*channel, {"name": "y", "type": "space", **unit}, {"name": "x", "type": "space", **unit}],
         "datasets": datasets,
     }
+
+
+def pyramid_layout(frames: Sequence[Frame], reduction: Reduction) -> dict[str, Any]:
+    """The levels of a scene's map in the words of the Zarr convention `multiscales`, for the group that holds them; {} for slides."""
+    if frames[0].map_transform is None:
+        return {}
+    conventions = [_MULTISCALES, _SPATIAL] if frames[0].crs is None else [_MULTISCALES, _PROJ, _SPATIAL]
+    layout: list[dict[str, Any]] = []
+    for index, frame in enumerate(frames):
+        derived = {"derived_from": str(index - 1)} if index else {}
+        step = 2.0 if index else 1.0
+        layout.append({"asset": str(index), **derived, "transform": {"scale": [step, step], "translation": [0.0, 0.0]}, **_place(frame)})
+    method = {"mean": "average"}.get(reduction, reduction)
+    place = {} if frames[0].crs is None else _projection(frames[0].crs)
+    return {
+        "zarr_conventions": conventions,
+        "multiscales": {"layout": layout, "resampling_method": method},
+        "spatial:dimensions": ["y", "x"],
+        **place,
+    }
+
+
+def _place(frame: Frame) -> dict[str, Any]:
+    """Where a map lies, in the words of the Zarr convention `spatial:`."""
+    transform = frame.map_transform
+    assert transform is not None
+    return {"spatial:transform": list(transform)[:6], "spatial:shape": [frame.height, frame.width]}
+
+
+def _projection(crs: CRS) -> dict[str, Any]:
+    """A CRS in the words of the Zarr convention `proj:`."""
+    authority = crs.to_authority(min_confidence=100)
+    code = {} if authority is None else {"proj:code": ":".join(authority)}
+    return {"proj:wkt2": crs.to_wkt("WKT2_2019"), **code}
 
 
 def omero(channels: Sequence[str], colors: Sequence[str], low: float, high: float) -> dict[str, Any]:
@@ -125,25 +177,21 @@ def map_attributes(frame: Frame, fill: float | None, dtype: np.dtype[Any]) -> di
     attributes: dict[str, Any] = {}
     if fill is not None:
         attributes["_FillValue"] = fill_value_json(fill, dtype)
-    transform = frame.map_transform
-    if transform is None:
+    if frame.map_transform is None:
         return attributes
     attributes |= {
         "grid_mapping": "spatial_ref",
         "zarr_conventions": [_SPATIAL],
         "spatial:dimensions": ["y", "x"],
-        "spatial:transform": list(transform)[:6],
-        "spatial:shape": [frame.height, frame.width],
         "spatial:registration": "pixel",
+        **_place(frame),
     }
     if frame.crs is not None:
-        wkt = frame.crs.to_wkt("WKT2_2019")
-        attributes |= {"zarr_conventions": [_PROJ, _SPATIAL], "proj:wkt2": wkt, "_CRS": {"wkt": wkt}}
-        authority = frame.crs.to_authority(min_confidence=100)
-        if authority is not None:
-            name, code = authority
-            attributes["proj:code"] = f"{name}:{code}"
-            attributes["_CRS"] = {"url": f"http://www.opengis.net/def/crs/{name}/0/{code}", "wkt": wkt}
+        place = _projection(frame.crs)
+        attributes |= {"zarr_conventions": [_PROJ, _SPATIAL], **place, "_CRS": {"wkt": place["proj:wkt2"]}}
+        if "proj:code" in place:
+            url = "http://www.opengis.net/def/crs/{}/0/{}".format(*place["proj:code"].split(":"))
+            attributes["_CRS"] = {"url": url, "wkt": place["proj:wkt2"]}
     return attributes
 
 

@@ -1,67 +1,50 @@
-"""Coarser levels of a map, each half the finer one. Pure, but for `built`, which keeps them in files while it works."""
+"""A coarser level of a map from the finer one: half its size. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrive.pipeline.map_view import MapView
-from patchdrive.pipeline.maps import NONE
-
-_ROWS = 512
-"""Rows of the finer level that are held at once."""
+Reduction = Literal["mean", "nearest", "max"]
+"""How four pixels become one."""
 
 
-def level_sizes(height: int, width: int, *, least: int = 512) -> list[tuple[int, int]]:
-    """(rows, columns) of every level, the finest first, until no side is longer than `least`."""
-    sizes = [(height, width)]
-    while max(sizes[-1]) > least:
-        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-    return sizes
-
-
-def halve(values: NDArray[Any], kind: Literal["probability", "label", "image"]) -> NDArray[Any]:
+def halve(values: NDArray[Any], reduction: Reduction, *, none: float | None = None, valid: NDArray[np.bool_] | None = None) -> NDArray[Any]:
     """A level from the finer one, as stored.
 
-    A probability is the mean of those of its four pixels that have one, an image the mean of its four, both rounded to stored numbers; a
-    label is that of the first of its four. What an odd edge lacks is taken for the edge itself, which a mean then counts twice.
+    `mean`: of those of its four pixels that have a value, rounded to stored numbers. `nearest`: the first of its four. `max`: the highest.
+    What an odd edge lacks is taken for the edge itself, which a mean then counts twice.
 
     Args:
         values: (..., height, width).
-        kind: of the map.
+        reduction: which.
+        none: the stored number that means no value; None: there is none.
+        valid: (height, width), which pixels have a value; None: all that are not `none`. Where no pixel of four has one, the result is
+            `none`, or zero.
 
     Returns:
         (..., height / 2, width / 2), rounded up, of the same dtype.
     """
-    if kind == "label":
+    if reduction == "nearest":
         return np.ascontiguousarray(values[..., ::2, ::2])
-    odd = [(0, 0)] * (values.ndim - 2) + [(0, values.shape[-2] % 2), (0, values.shape[-1] % 2)]
-    even = np.pad(values, odd, mode="edge") if any(after for _, after in odd) else values
-    quarters = [even[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
-    if kind == "probability":
-        there = [quarter != NONE for quarter in quarters]
-        count = np.sum(there, axis=0)
-        total = np.sum(quarters, axis=0, where=there, dtype=np.float64)
-        mean = np.divide(total, count, out=np.full(total.shape, float(NONE)), where=count > 0)
-    else:
-        mean = np.mean(quarters, axis=0, dtype=np.float64)
-    halved: NDArray[Any] = (np.rint(mean) if values.dtype.kind in "iu" else mean).astype(values.dtype)
+    quarters = _quarters(values)
+    if reduction == "max":
+        return np.asarray(np.maximum(np.maximum(quarters[0], quarters[1]), np.maximum(quarters[2], quarters[3])))
+    exact = np.float32 if values.dtype.kind in "iu" and values.dtype.itemsize <= 2 else np.float64  # 4 x 65535 fits either
+    total, count = np.zeros(quarters[0].shape, exact), np.zeros(quarters[0].shape, exact)
+    theres = _quarters(valid) if valid is not None else [True] * 4 if none is None else [quarter != none for quarter in quarters]
+    for quarter, there in zip(quarters, theres, strict=True):
+        np.add(total, quarter, out=total, where=there)
+        count += there
+    mean = np.divide(total, count, out=np.full_like(total, 0 if none is None else none), where=count > 0)
+    halved: NDArray[Any] = (np.rint(mean, out=mean) if values.dtype.kind in "iu" else mean).astype(values.dtype)
     return halved
 
 
-def built(view: MapView, folder: Path, *, least: int = 512) -> Sequence[NDArray[Any]]:
-    """Every level of a map but the finest, in files in `folder` of a third of its size: memory holds some rows at a time."""
-    finer: Any = view.array
-    levels: list[NDArray[Any]] = []
-    for index, size in enumerate(level_sizes(view.height, view.width, least=least)[1:], start=1):
-        level = np.memmap(folder / f"{index}.raw", view.array.dtype, "w+", shape=(*view.array.shape[:-2], *size))
-        for top in range(0, finer.shape[-2], _ROWS):
-            rows = np.asarray(finer[..., top : top + _ROWS, :])
-            level[..., top // 2 : top // 2 + -(-rows.shape[-2] // 2), :] = halve(rows, view.kind)
-        levels.append(level)
-        finer = level
-    return levels
+def _quarters(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """The first, second, third and fourth of every four pixels."""
+    odd = [(0, 0)] * (values.ndim - 2) + [(0, values.shape[-2] % 2), (0, values.shape[-1] % 2)]
+    even = np.pad(values, odd, mode="edge") if any(after for _, after in odd) else values
+    return [even[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from patchdrive.pipeline.ledger import Ledger, RoundLedger
+from patchdrive.pipeline.ledger import COARSE_CHUNK, Ledger, RoundLedger
 from patchdrive.pipeline.problems import Cure, Kind, Problem
 from patchdrive.pipeline.tables import STATES, states_of
 
@@ -41,7 +41,7 @@ def check_files(ledger: Ledger, workers: int) -> tuple[int, list[Problem]]:
         digest = found[name]
         if digest == named.digest:
             continue
-        cure: Cure = "mend" if named.owner is not None or _WRITTEN_LAST.fullmatch(name) else "overwrite"
+        cure: Cure = "mend" if named.owner is not None or _WRITTEN_LAST.fullmatch(name) or COARSE_CHUNK.fullmatch(name) else "overwrite"
         kind: Kind = "missing" if digest is None else "changed"
         what = "the file is not there" if digest is None else "its bytes are not those that were written"
         problems.append(ledger.problem(kind, f"{ledger.path.name}/{name}", what, cure, named.owner))
@@ -66,6 +66,10 @@ def _unnamed(ledger: Ledger, name: str) -> list[Problem]:
         if owner[1] not in ledger.rounds[owner[0]].records:
             return []  # placed, not yet recorded: its block is computed again, and placed over it
         return [ledger.problem("foreign", where, "its block's record does not name it", "mend", owner)]
+    if COARSE_CHUNK.fullmatch(name):
+        if not ledger.finished or not all(ledger.bands.values()):
+            return []  # its band is built again, and placed over it
+        return [ledger.problem("foreign", where, "no record names this file", "mend", None)]
     chunk = _CHUNK.fullmatch(name)
     ours = Path(name).name == "zarr.json" or (chunk is not None and (ledger.path / chunk[1] / "zarr.json").is_file())
     if not ledger.finished and ours:
@@ -74,7 +78,7 @@ def _unnamed(ledger: Ledger, name: str) -> list[Problem]:
 
 
 def check_blocks(ledger: Ledger) -> list[Problem]:
-    """Of a finished store: every block has its record, and the report counts what they count."""
+    """Of a finished store: every block, and every band of a coarser level, has its record."""
     if not ledger.finished:
         return []
     problems = []
@@ -90,6 +94,11 @@ def check_blocks(ledger: Ledger) -> list[Problem]:
         if len(lost) > _SHOWN:
             what = f"there is no record of {len(lost) - _SHOWN} more blocks, {lost[_SHOWN]} to {lost[-1]}"
             problems.append(Problem(kind="record", where=folder, what=what, cure="mend", round=index))
+    state = f"{ledger.path.stem}.patchdrive"
+    bands = [band for band, recorded in ledger.bands.items() if not recorded and not (ledger.path.parent / state / band.record).exists()]
+    for band in bands[:_SHOWN]:
+        what = f"there is no record of this band of level {band.level} of {band.map}"
+        problems.append(Problem(kind="record", where=f"{state}/{band.record}", what=what, cure="mend"))
     return problems
 
 

@@ -98,6 +98,9 @@ def run(
             answer = step(drive, result.features(answer))
         if answer is not None:
             result.put_outcome(answer, view)
+        with timings.stage("coarsen"):
+            if not result.coarsen(engine.watcher.wants_stop):
+                return engine.report(plans, partial=True)
         if stamp(image) not in {None, opened}:
             raise SourceChangedError(
                 f"{image.source} was changed while it was read; what is committed may be of both: run again with --overwrite"

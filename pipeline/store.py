@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
 from patchdrive.pipeline.arrays import ensure_group
+from patchdrive.pipeline.coarsen import bands_of, coarsen
 from patchdrive.pipeline.drive import Outcome
 from patchdrive.pipeline.facts import begun, check_facts, done_path, remove_run
 from patchdrive.pipeline.glance import View
@@ -323,6 +324,10 @@ class ResultStore:
         for stored in stored_maps(output, all_classes=self._all_classes):
             write_map(self.path, stored, frame, encode(output, MapPart(values=values, valid=valid), stored), self._journal)
 
+    def coarsen(self, wants_stop: Callable[[], bool]) -> bool:
+        """Build the coarser levels of all maps; False where a stop was wished for before their end."""
+        return coarsen(self.path, self._journal, wants_stop)
+
     def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows' states, the digest of every file, and last of all the report: the run is done.
 
@@ -347,7 +352,8 @@ class ResultStore:
 
     def _contents(self) -> dict[str, str]:
         """SHA-256, hex, of every file that no record names, by its path in the store."""
-        records = (record for round_ in self._rounds for record in self._journal.committed(round_.index).values())
+        records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
+        records += [self._journal.read(band.record) or {} for band in bands_of(self.path)]
         named = {name for record in records for name in record.get("files", ())}
         files = {path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()}
         return {name: digest_of(path) for name, path in files.items() if name not in named}

@@ -1,4 +1,4 @@
-"""Maps as pyramidal OME-TIFFs: values, names, pixel sizes, and every level what halving the finer one gives."""
+"""Maps as pyramidal OME-TIFFs: values, names, pixel sizes and levels as stored."""
 
 from __future__ import annotations
 
@@ -8,56 +8,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from patchdrive.models import load_model
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.export import export
 from patchdrive.pipeline.glance import traits_of
-from patchdrive.pipeline.pyramid import halve, level_sizes
 from patchdrive.readers import MemoryImage, open_image
-
-
-def twin(plane, kind):
-    """Pixel by pixel."""
-    height, width = plane.shape
-    out = np.zeros((-(-height // 2), -(-width // 2)), plane.dtype)
-    for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            four = [float(plane[min(2 * y + dy, height - 1), min(2 * x + dx, width - 1)]) for dy in (0, 1) for dx in (0, 1)]
-            if kind == "label":
-                out[y, x] = four[0]
-                continue
-            known = [value for value in four if kind != "probability" or value != 255]
-            mean = sum(known) / len(known) if known else 255.0
-            out[y, x] = np.rint(mean) if plane.dtype.kind in "iu" else mean
-    return out
-
-
-@given(
-    arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.sampled_from([0, 1, 2, 100, 253, 254, 255])),
-    st.sampled_from(["probability", "label", "image"]),
-)
-def test_halving_equals_its_twin(plane, kind):
-    wanted = twin(plane, kind)
-    np.testing.assert_array_equal(halve(plane, kind), wanted)
-    np.testing.assert_array_equal(halve(np.stack([plane, plane[::-1]]), kind)[0], wanted)
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
-def test_an_image_keeps_its_dtype(dtype):
-    plane = (np.random.default_rng(0).random((9, 12)) * 1000).astype(dtype)
-    np.testing.assert_allclose(halve(plane, "image"), twin(plane, "image"), rtol=1e-6)
-    assert halve(plane, "image").dtype == dtype
-
-
-def test_sizes_of_levels():
-    assert level_sizes(2000, 700) == [(2000, 700), (1000, 350), (500, 175)]
-    assert level_sizes(512, 3) == [(512, 3)]
-    assert level_sizes(1, 513) == [(1, 513), (1, 257)]
 
 
 class Classes:
@@ -97,11 +54,9 @@ def test_levels_names_and_pixel_sizes_are_read_back(tmp_path, model):
         with tifffile.TiffFile(path) as file:
             assert file.is_ome
             levels = [level.asarray().reshape(-1, *level.shape[-2:]) for level in file.series[0].levels]
-        finer = view.array[:].reshape(-1, view.height, view.width)
-        assert len(levels) == len(level_sizes(view.height, view.width))
-        for level in levels:
-            np.testing.assert_array_equal(level, finer)
-            finer = halve(finer, view.kind)
+        assert len(levels) == 1 + len(view.coarser)
+        for level, stored in zip(levels, (view.array, *view.coarser), strict=True):
+            np.testing.assert_array_equal(level, stored[:].reshape(level.shape))
         with closing(open_image(str(path))) as opened:
             assert opened.mpp == pytest.approx([0.25 * down for down in view.downsample])
             if view.kind != "label" and len(view.channels) == 3:

@@ -95,8 +95,9 @@ def finished(folder, job, alone):
     assert tree(folder / "s.zarr") == wanted
     report = json.loads((folder / "s.done.json").read_text())
     assert (report["status"], report["planned"], report["done"]) == ("done", planned, planned)
-    records = [json.loads(path.read_text())["files"] for path in (folder / "s.patchdrive" / "commits").rglob("*.json")]
-    named = [*records, json.loads((folder / "s.patchdrive" / "contents.json").read_text())]
+    state = folder / "s.patchdrive"
+    records = [json.loads(path.read_text())["files"] for path in (*state.glob("commits/*/*.json"), *state.glob("coarse/*/*/*.json"))]
+    named = [*records, json.loads((state / "contents.json").read_text())]
     assert sum(map(len, named)) == len(wanted)
     assert {name: digest for names in named for name, digest in names.items()} == wanted
 

@@ -18,7 +18,7 @@ import zarr
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ModelSpec, OutputSpec
-from patchdrive.pipeline import budget
+from patchdrive.pipeline import budget, metadata
 from patchdrive.pipeline.cli import main
 from patchdrive.pipeline.journal import Journal, StoreInUseError
 from patchdrive.pipeline.mend import mend
@@ -150,9 +150,10 @@ class Job:
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks():
-    """Blocks of 64 cells of the finest map, 256 target pixels: several of them, of a small image."""
+    """Blocks of 64 cells of the finest map, 256 target pixels: several of them, of a small image, whose maps have coarser levels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "_EDGES", (64,))
+        patch.setattr(metadata, "_LEAST_SIDE", 16)
         yield
 
 
@@ -272,6 +273,27 @@ def foreign_chunk(job: Job) -> None:
     path.write_text(json.dumps(held))
 
 
+def coarse_file(job: Job) -> Path:
+    """A file of a coarser level of the saliency, which every store has."""
+    return next((job.store / "images").glob("*/1/map/c/*/*/*"))
+
+
+def flip_coarse(job: Job) -> None:
+    flip(coarse_file(job))
+
+
+def lose_coarse_record(job: Job) -> None:
+    next(job.state.glob("coarse/images/*/1-00000.json")).unlink()
+
+
+def tear_coarse_record(job: Job) -> None:
+    next(job.state.glob("coarse/images/*/1-00000.json")).write_text("{}")
+
+
+def foreign_coarse_chunk(job: Job) -> None:
+    coarse_file(job).with_name("999").write_bytes(b"1")
+
+
 MENDED: dict[str, tuple[Callable[[Job], None], str, str]] = {
     "a flipped byte": (flip_shard, "changed", r"block 1, rows? \d+.*its bytes are not those that were written"),
     "a missing shard": (lose_shard, "missing", r"block 1, rows? \d+.*the file is not there"),
@@ -280,6 +302,10 @@ MENDED: dict[str, tuple[Callable[[Job], None], str, str]] = {
     "a record that miscounts": (miscount_record, "record", r"block 1.*counts 5 rows failed and names \d"),
     "a record too many": (one_record_more, "record", r"00000999.json: a record of a block that no plan has"),
     "another report": (say_other_counts, "report", r"done.json: it says done 3, the records give \d+"),
+    "a flipped byte of a coarser level": (flip_coarse, "changed", r"/1/map/c/.*its bytes are not those that were written"),
+    "a missing record of a coarser level": (lose_coarse_record, "record", r"coarse/images/.*no record of this band of level 1"),
+    "a torn record of a coarser level": (tear_coarse_record, "record", r"coarse/images/.*which files the band placed"),
+    "a chunk of a coarser level too many": (foreign_coarse_chunk, "foreign", r"/1/map/c/.*no record names this file"),
     "a chunk too many": (foreign_chunk, "foreign", r"block 1.*its block's record does not name it"),
 }
 
@@ -296,7 +322,7 @@ def test_what_can_be_mended_is_found_named_and_mended(job, name):
     assert str(job.store.name) in str(verdict)
 
     blocks = mend(verdict)
-    assert blocks == (0 if kind == "report" or name == "a record too many" else 1)
+    assert blocks == (0 if kind == "report" or name == "a record too many" or "coarser" in name else 1)
     unfinished = verify(job.store, sample=0)
     assert unfinished.good, unfinished.problems
     assert not unfinished.finished
