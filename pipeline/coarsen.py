@@ -1,13 +1,13 @@
-"""Coarser levels of every map of a store, each built from the finer one a band at a time: a kill costs the band in hand.
+"""What is made of results that are all there: maps painted from patches, and the coarser levels of every map. A band at a time.
 
-A band is computed from nothing but the finer level, so whoever builds it places the same bytes. Each has a record beside the store,
-`coarse/<folder>/<name>/<level>-<band>.json`, with the SHA-256 of its files.
+A band is computed from nothing but the finer level, or the tables, so whoever builds it places the same bytes. Each has a record beside
+the store, `coarse/<folder>/<name>/<level>-<band>.json`, with the SHA-256 of its files: a kill costs the band in hand.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,8 @@ import zarr
 from numpy.typing import NDArray
 
 from patchdrive.pipeline.journal import Journal
-from patchdrive.pipeline.map_arrays import COARSE
+from patchdrive.pipeline.map_arrays import COARSE, create_map
+from patchdrive.pipeline.paint import Painting, painted_maps
 from patchdrive.pipeline.pyramid import Reduction, halve
 
 _ROWS = 256
@@ -32,7 +33,7 @@ class Band:
     map: str
     """Path of the map's group in the store, `images/<name>`."""
     level: int
-    """1 for the first that is made from another."""
+    """1 for the first that is made from another; 0 of maps that are painted."""
     index: int
     """0 for the uppermost."""
 
@@ -47,21 +48,38 @@ class Band:
         return f"{self.map}/{self.level}/map"
 
 
-def bands_of(store: Path) -> list[Band]:
-    """Every band of every map of a store, in an order in which each finds what it is made from."""
-    bands = []
+def bands_of(store: Path, tables: Sequence[str]) -> list[Band]:
+    """Every band of every map of a store, in an order in which each finds what it is made from.
+
+    Args:
+        store: `<id>.zarr`.
+        tables: names of its feature tables.
+    """
+    bands, painted = [], {one.name for one in painted_maps(tables)}
     for folder in ("labels", "images"):  # the validity of an image lies in labels
         for group in sorted((store / folder).glob("*/zarr.json")):
             levels = _multiscale(group.parent)["datasets"]
-            for level in range(1, len(levels)):
+            for level in range(0 if group.parent.name in painted else 1, len(levels)):
                 height = _height(group.parent / str(level) / "map")
                 path = f"{folder}/{group.parent.name}"
                 bands += [Band(map=path, level=level, index=index) for index in range(-(-height // COARSE))]
     return bands
 
 
-def coarsen(store: Path, journal: Journal, wants_stop: Callable[[], bool]) -> bool:
+def create_painted(store: Path, painting: Painting, journal: Journal) -> None:
+    """Make room for the maps that `coarsen` paints."""
+    for stored in painted_maps(list(painting.tables)):
+        create_map(store, stored, painting.frame, COARSE, journal)
+
+
+def coarsen(store: Path, journal: Journal, painting: Painting | None, wants_stop: Callable[[], bool]) -> bool:
     """Build the bands that have no record. Several processes may: each band is one's.
+
+    Args:
+        store: `<id>.zarr`.
+        journal: of the store.
+        painting: what maps are painted from; None where there are no tables.
+        wants_stop: asked before each band.
 
     Returns:
         Whether all are built; False where a stop was wished for before.
@@ -70,12 +88,19 @@ def coarsen(store: Path, journal: Journal, wants_stop: Callable[[], bool]) -> bo
         StoreWriteError: the store cannot be written.
         StoreInUseError: another process took our work over.
     """
-    for band in bands_of(store):
+    painted = {} if painting is None else {stored.path: stored for stored in painted_maps(list(painting.tables))}
+    for band in bands_of(store, [] if painting is None else list(painting.tables)):
         if wants_stop():
             return False
         with journal.door():
-            if journal.read(band.record) is None:
-                journal.write(band.record, {"files": journal.place(store / band.array, _squares(store, band))})
+            if journal.read(band.record) is not None:
+                continue
+            if band.level == 0:
+                assert painting is not None
+                parts = painting.parts(painted[band.map], band.index * COARSE, COARSE)
+            else:
+                parts = _squares(store, band)
+            journal.write(band.record, {"files": journal.place(store / band.array, parts)})
     return True
 
 

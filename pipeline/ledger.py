@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -154,7 +154,7 @@ def read_ledger(store: Path) -> Ledger:
         _read_plan(ledger, path)
     for folder in sorted((state / "commits").glob("*")):
         _read_records(ledger, folder)
-    ledger.bands = {band: _read_band(ledger, state / band.record) for band in _bands(store)}
+    ledger.bands = {band: _read_band(ledger, state / band.record) for band in _bands(store, list(spec.tables))}
     contents = state / "contents.json"
     if contents.exists() or finished:
         _name(ledger, None, contents, _object(contents, root, problems, "record", "overwrite") or {}, "overwrite")
@@ -236,10 +236,10 @@ def _read_records(ledger: Ledger, folder: Path) -> None:
         ledger.rounds[index] = RoundLedger(index=index, plan=round_.plan, blocks=round_.blocks, records=records)
 
 
-def _bands(store: Path) -> list[Band]:
+def _bands(store: Path, tables: Sequence[str]) -> list[Band]:
     """Of a store whose metadata may be damaged, which is told elsewhere."""
     try:
-        return bands_of(store)
+        return bands_of(store, tables)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return []
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,18 +49,15 @@ class Frame:
     """Level-0 pixel to world, or None."""
     crs: CRS | None
     """World frame, or None."""
+    shift_y: float = 0.0
+    """Level-0 rows from the image's corner to the map's."""
+    shift_x: float = 0.0
+    """Level-0 columns from the image's corner to the map's."""
 
     def coarser(self, cell: int) -> Frame:
         """The frame of a map whose every pixel is `cell` x `cell` of ours."""
-        return Frame(
-            height=-(-self.height // cell),
-            width=-(-self.width // cell),
-            downsample_y=self.downsample_y * cell,
-            downsample_x=self.downsample_x * cell,
-            mpp=self.mpp,
-            transform=self.transform,
-            crs=self.crs,
-        )
+        height, width = -(-self.height // cell), -(-self.width // cell)
+        return replace(self, height=height, width=width, downsample_y=self.downsample_y * cell, downsample_x=self.downsample_x * cell)
 
     def levels(self) -> list[Frame]:
         """Ours, and ever coarser ones, each half the finer, until no side is longer than 512."""
@@ -72,7 +69,9 @@ class Frame:
     @property
     def map_transform(self) -> Affine | None:
         """Map pixel to world."""
-        return None if self.transform is None else self.transform @ Affine.scale(self.downsample_x, self.downsample_y)
+        if self.transform is None:
+            return None
+        return self.transform @ Affine.translation(self.shift_x, self.shift_y) @ Affine.scale(self.downsample_x, self.downsample_y)
 
     @property
     def unit(self) -> str | None:
@@ -99,7 +98,7 @@ def frame_of(grid: Level, mpp: tuple[float, float] | None, transform: Affine | N
 
 
 def multiscales(name: str, frames: Sequence[Frame], reduction: Reduction, *, channel_axis: bool) -> dict[str, Any]:
-    """The `multiscales` entry: one dataset "<k>/map" per frame; pixel centres of level k lie (d - 1) / 2 level-0 pixels in."""
+    """The `multiscales` entry: one dataset "<k>/map" per frame; centres of level k lie (d - 1) / 2 level-0 pixels and the shift in."""
     unit = {} if frames[0].unit is None else {"unit": frames[0].unit}
     channel = [{"name": "c", "type": "channel"}] if channel_axis else []
     lead = [1.0] if channel_axis else []
@@ -107,7 +106,8 @@ def multiscales(name: str, frames: Sequence[Frame], reduction: Reduction, *, cha
     for index, frame in enumerate(frames):
         size_y, size_x = frame.pixel_size
         scale = [*lead, frame.downsample_y * size_y, frame.downsample_x * size_x]
-        shift = [*(0.0 for _ in lead), (frame.downsample_y - 1) / 2 * size_y, (frame.downsample_x - 1) / 2 * size_x]
+        centre_y, centre_x = frame.shift_y + (frame.downsample_y - 1) / 2, frame.shift_x + (frame.downsample_x - 1) / 2
+        shift = [*(0.0 for _ in lead), centre_y * size_y, centre_x * size_x]
         transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
         datasets.append({"path": f"{index}/map", "coordinateTransformations": transforms})
     return {

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from patchdrive.models.types import ModelSpec
 from patchdrive.pipeline.map_view import MapView, open_map
+from patchdrive.pipeline.maps import StoredMap
+from patchdrive.pipeline.paint import painted_maps
 from patchdrive.pipeline.plan import Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.store import OWN_IMAGES, SCHEMA
 from patchdrive.pipeline.tables import ROWS, STATES, states_of
@@ -196,7 +198,18 @@ class Result:
     def maps(self) -> Mapping[str, MapView]:
         """What the model made, by name; nothing is read yet."""
         paths = [path for folder in ("labels", "images") for path in sorted((self.path / folder).iterdir()) if path.is_dir()]
-        return {path.name: self._open(path) for path in paths if path.name not in OWN_IMAGES}
+        left_out = {*OWN_IMAGES, *self._painted}
+        return {path.name: self._open(path) for path in paths if path.name not in left_out}
+
+    @cached_property
+    def painted(self) -> Mapping[str, MapView]:
+        """Maps of one pixel per patch: `scores`, and each table's features as three colours. Empty before the patches are all done."""
+        paths = [self.path / one.path for one in self._painted.values() if one.folder == "images"]
+        return {path.name: self._open(path) for path in paths if path.is_dir()}
+
+    @property
+    def _painted(self) -> Mapping[str, StoredMap]:
+        return {one.name: one for one in painted_maps(list(self.spec.tables))}
 
     @cached_property
     def saliency(self) -> MapView:

@@ -15,7 +15,7 @@ from patchdrive.pipeline.coords import read_coords
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.drive import Drive, Outcome, model_drive, once
 from patchdrive.pipeline.engine import Engine
-from patchdrive.pipeline.glance import View, check, glance, kind_of, make_plan, mpp_of, patch_grid
+from patchdrive.pipeline.glance import View, check, glance, kind_of, layout_of, make_plan, mpp_of, patch_grid
 from patchdrive.pipeline.look import held_bytes
 from patchdrive.pipeline.plan import Plan
 from patchdrive.pipeline.regions import read_regions
@@ -98,8 +98,9 @@ def run(
             answer = step(drive, result.features(answer))
         if answer is not None:
             result.put_outcome(answer, view)
+        layout, grid = layout_of(encoder.spec, settings), next((plan.grid for plan in plans if len(plan)), None)
         with timings.stage("coarsen"):
-            if not result.coarsen(engine.watcher.wants_stop):
+            if not result.coarsen(None if grid is None else view.frame(grid), layout.stride / layout.side, engine.watcher.wants_stop):
                 return engine.report(plans, partial=True)
         if stamp(image) not in {None, opened}:
             raise SourceChangedError(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
 from patchdrive.pipeline.arrays import ensure_group
-from patchdrive.pipeline.coarsen import bands_of, coarsen
+from patchdrive.pipeline.coarsen import bands_of, coarsen, create_painted
 from patchdrive.pipeline.drive import Outcome
 from patchdrive.pipeline.facts import begun, check_facts, done_path, remove_run
 from patchdrive.pipeline.glance import View
@@ -31,6 +31,7 @@ from patchdrive.pipeline.lease import PACE, Pace
 from patchdrive.pipeline.map_arrays import create_map, place_map, write_map
 from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
 from patchdrive.pipeline.metadata import Frame
+from patchdrive.pipeline.paint import SCORES, Painting
 from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.stitch import Finished, MapPart
@@ -39,7 +40,7 @@ from patchdrive.readers.errors import ModelError, StoreError
 
 SCHEMA = 1
 """Version of the layout; a store of another one is not resumed."""
-OWN_IMAGES = ("saliency", "thumbnail")
+OWN_IMAGES = ("saliency", "thumbnail", SCORES.name)
 """Images that every store has; no model output may take their names."""
 
 
@@ -317,16 +318,29 @@ class ResultStore:
         round_ = self._rounds[-1]
         assert round_.plan is plan
         name = next(iter(self._spec.tables), None)
-        return None if name is None else zarr.open_array(store=self._table(name, round_.index) / "X", mode="r")
+        return None if name is None else self._features(name, round_.index)
 
     def put_map(self, output: OutputSpec, values: NDArray[Any], valid: NDArray[np.bool_], frame: Frame) -> None:
         """A map that is there whole, (channel, height, width), on the frame it lies on."""
         for stored in stored_maps(output, all_classes=self._all_classes):
             write_map(self.path, stored, frame, encode(output, MapPart(values=values, valid=valid), stored), self._journal)
 
-    def coarsen(self, wants_stop: Callable[[], bool]) -> bool:
-        """Build the coarser levels of all maps; False where a stop was wished for before their end."""
-        return coarsen(self.path, self._journal, wants_stop)
+    def coarsen(self, frame: Frame | None, step: float, wants_stop: Callable[[], bool]) -> bool:
+        """Paint patches to maps, and build the coarser levels of all maps; False where a stop was wished for before their end.
+
+        Args:
+            frame: of the first round's target grid; None where there is no patch.
+            step: share of a patch's side from one patch to the next.
+            wants_stop: asked again and again.
+        """
+        painting = None
+        if frame is not None and self._spec.vectors:
+            plans = [round_.plan for round_ in self._rounds]
+            tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.tables}
+            painting = Painting.of(plans, tables, frame, step)
+            with self._journal.door():
+                create_painted(self.path, painting, self._journal)
+        return coarsen(self.path, self._journal, painting, wants_stop)
 
     def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows' states, the digest of every file, and last of all the report: the run is done.
@@ -353,7 +367,7 @@ class ResultStore:
     def _contents(self) -> dict[str, str]:
         """SHA-256, hex, of every file that no record names, by its path in the store."""
         records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
-        records += [self._journal.read(band.record) or {} for band in bands_of(self.path)]
+        records += [self._journal.read(band.record) or {} for band in bands_of(self.path, list(self._spec.tables))]
         named = {name for record in records for name in record.get("files", ())}
         files = {path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()}
         return {name: digest_of(path) for name, path in files.items() if name not in named}
@@ -375,6 +389,9 @@ class ResultStore:
         """How often each reason left a hole in a patch that was computed."""
         records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
         return Counter(reason for record in records for _, reason in record.get("masked", ()))
+
+    def _features(self, name: str, index: int) -> zarr.Array[Any]:
+        return zarr.open_array(store=self._table(name, index) / "X", mode="r")
 
     def _table(self, name: str, index: int) -> Path:
         return self.path / "tables" / f"{name}_round{index}"

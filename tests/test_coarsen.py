@@ -150,7 +150,7 @@ def test_every_level_says_where_it_lies(tmp_path):
 
 def test_a_stop_and_a_kill_cost_a_band_and_change_no_byte(tmp_path, small_bands, monkeypatch):
     make(tmp_path / "whole")
-    bands = bands_of(tmp_path / "whole" / "s.zarr")
+    bands = bands_of(tmp_path / "whole" / "s.zarr", [])
     assert len(bands) > 8
 
     class Stop:
