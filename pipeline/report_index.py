@@ -14,7 +14,7 @@ from patchdrive.pipeline.report_parts import badge, document, duration, key, leg
 SIDE = 192
 """Longest side of a picture on a card."""
 QUALITY = 75
-"""Of their JPEGs: with `SIDE`, 3 to 8 KB each of histology, so 400 cards are 2 to 6 MB."""
+"""Of their JPEGs: with `SIDE`, 2 to 7 KB each, so 400 cards are some 5 MB."""
 _MOST_CLASSES = 6
 """Longer legends are left to the image's own page."""
 _MOST_IMAGES = 8

@@ -166,6 +166,6 @@ figure{margin:0;background:var(--card);border:1px solid var(--line);border-radiu
 details{margin-top:2.75rem}
 summary{cursor:pointer;color:var(--soft)}
 pre{overflow:auto;background:var(--card);border:1px solid var(--line);border-radius:.4rem;padding:1rem;font-size:.8rem}
-@media print{.figures,.patches{display:block}
-.patches figure{display:inline-block;width:9rem;margin:.3rem}.figures figure{margin-bottom:1rem}}
+@media print{.figures,.patches{display:block}.figures figure,.patches figure{display:inline-block;vertical-align:top;margin:0 1% 1rem 0}
+.figures figure{width:48%}.patches figure{width:23%}}
 """

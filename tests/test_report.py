@@ -134,6 +134,23 @@ def test_every_patch_shows_on_a_plan_and_nothing_else():
     np.testing.assert_array_equal(pictures.draw_plan(canvas.pixels, plan, level(400, 600)), drawn)
 
 
+def test_patches_that_overlap_much_are_outlined_together():
+    grid = target_grid(level(400, 600), 1, 1)
+    plan = ordered(np.repeat(100, 50), np.arange(100, 250, 3), np.ones(50, np.float32), 100, grid)
+    drawn = pictures.draw_plans(Canvas(pixels=np.full((400, 600, 3), 100, np.uint8), downsample=(1.0, 1.0)), [plan])
+    outline = (drawn == pictures.FRAME).all(axis=2)
+    assert outline.sum() == 2 * (100 + 247) - 4
+    assert not outline[101:199, 101:346].any()
+
+
+def test_tinted_patches_show_their_colour_and_the_rest_does_not():
+    plan, canvas = some_plan(count=8), Canvas(pixels=np.zeros((100, 150, 3), np.uint8), downsample=(4.0, 4.0))
+    drawn = pictures.tint_patches(canvas, plan, np.array([200, 100, 50], np.uint8), np.array([5])).pixels
+    y, y_end, x, x_end = pictures.patch_spans(plan, canvas)[5]
+    np.testing.assert_array_equal(np.unique(drawn[y:y_end, x:x_end].reshape(-1, 3), axis=0), [[100, 50, 25]])
+    assert (drawn != 0).any(axis=2).sum() == (y_end - y) * (x_end - x)
+
+
 def test_painted_patches_have_their_colors():
     plan, canvas = some_plan(count=8), Canvas(pixels=np.zeros((100, 150, 3), np.uint8), downsample=(4.0, 4.0))
     rows = np.array([1, 5])
