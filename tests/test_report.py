@@ -47,7 +47,7 @@ def stored(path, values, kind, *, chunk=64):
     label = kind == "label"
     frame = frame_of(level(height, width), None, None, None)
     colors = {"image-label": image_label(list("abc"), ["111111"] * 3)} if label else {"omero": omero(["p"], ["FFFFFF"], 0, 254)}
-    entry = multiscales("m", [frame], channel_axis=not label)
+    entry = multiscales("m", [frame], "nearest" if label else "mean", channel_axis=not label)
     ensure_group(path, {"ome": {"version": "0.5", "multiscales": [entry], **colors}})
     lead = () if label else (1,)
     spec = ArraySpec(shape=(*lead, height, width), dtype="uint8", chunks=(*lead, chunk, chunk), fill=255)
@@ -136,11 +136,11 @@ def test_every_patch_shows_on_a_plan_and_nothing_else():
 
 def test_patches_that_overlap_much_are_outlined_together():
     grid = target_grid(level(400, 600), 1, 1)
-    plan = ordered(np.repeat(100, 50), np.arange(100, 250, 3), np.ones(50, np.float32), 100, grid)
+    plan = ordered(np.repeat(100, 50), np.arange(100, 200, 2), np.ones(50, np.float32), 100, grid)
     drawn = pictures.draw_plans(Canvas(pixels=np.full((400, 600, 3), 100, np.uint8), downsample=(1.0, 1.0)), [plan])
     outline = (drawn == pictures.FRAME).all(axis=2)
-    assert outline.sum() == 2 * (100 + 247) - 4
-    assert not outline[101:199, 101:346].any()
+    assert outline.sum() == 2 * (100 + 198) - 4
+    assert not outline[101:199, 101:297].any()
 
 
 def test_tinted_patches_show_their_colour_and_the_rest_does_not():
