@@ -28,7 +28,7 @@ from patchdrive.pipeline.info import describe, info_lines
 from patchdrive.pipeline.journal import StoreInUseError, StoreWriteError
 from patchdrive.pipeline.mend import mend
 from patchdrive.pipeline.outlook import outlook, outlook_lines
-from patchdrive.pipeline.report import write_report
+from patchdrive.pipeline.report_many import index_path, stores_in, write_reports
 from patchdrive.pipeline.result import open_result
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
@@ -108,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     infos.add_argument("--json", action="store_true", help="one JSON object per image on stdout")
     infos.set_defaults(command=_info)
 
-    reports = commands.add_parser("report", help="pictures and a page for each store")
-    reports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
-    reports.add_argument("-o", "--out", type=Path, help="folder for the pages; beside each store where left out")
+    reports = commands.add_parser("report", help="pictures and a page for each store, and an index of several")
+    reports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders, or folders with such in them")
+    reports.add_argument("-o", "--out", type=Path, help="folder for the pages and their index; beside each store where left out")
     reports.set_defaults(command=_report)
 
     exports = commands.add_parser("export", help="write what stores hold in the forms of other tools")
@@ -337,13 +337,19 @@ def _each(sources: Sequence[str], say: Callable[[str], str]) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    names = [store.name for store in options.store]
-    if options.out is not None and len(set(names)) < len(names):
-        raise SettingsError("two of these stores have one name, and their pages would overwrite each other; report them into different -o")
-    for store in options.store:
-        page = write_report(store, options.out)
-        print(page, flush=True)
-    return DONE
+    stores, index = stores_in(options.store), index_path(options.store, options.out)
+    if len(stores) > 1 and index is None:
+        _say("patchdrive: no index page, for these stores lie in several folders; -o names one for all pages")
+    worst = DONE
+    for ended in write_reports(stores, options.out, index):
+        if not isinstance(ended, PatchdriveError):
+            print(ended, flush=True)
+        elif len(stores) == 1:
+            raise ended
+        else:
+            _say(f"patchdrive: {ended}")
+            worst = FAILURES
+    return worst
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -15,9 +15,14 @@ from skimage.io import imsave
 from patchdrive.pipeline.plan import Plan
 from patchdrive.readers import Level
 
-_FRAME = np.array([255, 196, 0], np.uint8)
+FRAME = np.array([255, 196, 0], np.uint8)
+"""Colour of outlines."""
+TINT = 0.5
+"""How much of its colour a tinted patch shows."""
 _LEAST_OUTLINE = 24
 """Canvas pixels; smaller patches are outlined together."""
+_MOST_OUTLINES = 0.35
+"""Of the area; where overlapping patches have more, they are outlined together too."""
 _RINGS = ((9.0, 6.0), (8.0, 7.0))
 """Outer and inner radius of a ring's dark rim and of its bright line, canvas pixels."""
 
@@ -89,13 +94,16 @@ def draw_plans(canvas: Canvas, plans: Sequence[Plan]) -> NDArray[np.uint8]:
         spans = patch_spans(plan, canvas)
         covered = _covered(spans, canvas)
         inside |= covered
-        if plan.side * min(plan.grid.downsample_y / canvas.downsample[0], plan.grid.downsample_x / canvas.downsample[1]) < _LEAST_OUTLINE:
-            edge |= covered & ~_eroded(covered)
-        else:
-            _outline(edge, spans)
+        small = (
+            plan.side * min(plan.grid.downsample_y / canvas.downsample[0], plan.grid.downsample_x / canvas.downsample[1]) < _LEAST_OUTLINE
+        )
+        lines = np.zeros_like(inside)
+        if not small:
+            _outline(lines, spans)
+        edge |= covered & ~_eroded(covered) if small or lines.sum() > _MOST_OUTLINES * covered.sum() else lines
     faded = (canvas.pixels.astype(np.float32) * 0.35 + 255 * 0.65).astype(np.uint8)
     drawn = np.where(inside[..., None], canvas.pixels, faded)
-    drawn[edge] = _FRAME
+    drawn[edge] = FRAME
     return drawn
 
 
@@ -200,6 +208,13 @@ def paint_patches(canvas: Canvas, plan: Plan, colors: NDArray[np.uint8], rows: N
     for (y, y_end, x, x_end), color in zip(spans[~single].tolist(), colors[~single], strict=True):
         drawn[y:y_end, x:x_end] = color
     return drawn
+
+
+def tint_patches(canvas: Canvas, plan: Plan, color: NDArray[np.uint8], rows: NDArray[np.int64]) -> Canvas:
+    """The canvas, half in `color`, (3,), where `rows` of the plan lie."""
+    inside = _covered(patch_spans(plan, canvas)[rows], canvas)
+    colors = np.broadcast_to(color, canvas.pixels.shape)
+    return replace(canvas, pixels=overlay(canvas, colors, np.where(inside, np.float32(TINT), np.float32(0))))
 
 
 def draw_rings(canvas: Canvas, centres: NDArray[np.float64], colors: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,10 +1,10 @@
-"""write_report(): a store as a page with pictures, for people."""
+"""A store as a page with pictures, for people."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from patchdrive.pipeline.best_patches import read_best
 from patchdrive.pipeline.budget import show_bytes
+from patchdrive.pipeline.causes import without_folder
 from patchdrive.pipeline.info import crs_name
 from patchdrive.pipeline.journal import write_whole
 from patchdrive.pipeline.pictures import save_picture
 from patchdrive.pipeline.plan import Plan
+from patchdrive.pipeline.records import READ_ERRORS
 from patchdrive.pipeline.report_figures import Figure, canvas_of, figures
 from patchdrive.pipeline.report_page import Page, PatchCard, render
 from patchdrive.pipeline.result import Result, ResultRound, open_result
@@ -23,6 +25,8 @@ from patchdrive.pipeline.tables import STATES
 from patchdrive.readers import FormatError, ReadError, open_image
 from patchdrive.readers.errors import StoreError
 
+PAGE = "index.html"
+"""The page, in the folder of its store."""
 BEST = 24
 """Patches shown."""
 
@@ -40,22 +44,43 @@ def write_report(store: Path, out: Path | None = None) -> Path:
         The path of the page.
 
     Raises:
-        StoreError: it is not a store of ours.
+        StoreError: it is not a store of ours, or what it holds cannot be read.
     """
-    result = open_result(store)
-    folder = (out if out is not None else result.path.parent) / f"{result.path.stem}.report"
+    page = read_page(store)
+    folder = report_folder(store, out)
+    write_page(page, folder)
+    return folder / PAGE
+
+
+def report_folder(store: Path, out: Path | None) -> Path:
+    """Where the report of a store lies: in `out`, or beside it."""
+    return (out if out is not None else store.parent) / f"{store.stem}.report"
+
+
+def read_page(store: Path) -> Page:
+    """Everything that the page of a store says, read from it and, where it is still there, from its source.
+
+    Raises:
+        StoreError: it is not a store of ours, or what it holds cannot be read.
+    """
+    try:
+        result = open_result(store)
+        rounds, notices = _rounds(result)
+        drawn, undrawn = _figures(result, rounds)
+        return _page(result, rounds, (*notices, *undrawn), drawn, _cards(result, rounds))
+    except READ_ERRORS as error:
+        raise StoreError(f"{store} cannot be read ({error}); `patchdrive verify` says what is wrong with it") from error
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """The page, and every picture of it as PNG, in place of those that were there."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
-    rounds, notices = _rounds(result)
-    drawn, undrawn = _figures(result, rounds)
-    cards, note = _cards(result, rounds)
-    every: list[Figure | PatchCard] = [*drawn, *cards]
+    every: list[Figure | PatchCard] = [*page.figures, *page.patches]
     for picture in every:
         save_picture(folder / f"{picture.name}.png", picture.pixels)
-    page = folder / "index.html"
-    write_whole(page, render(_page(result, rounds, (*notices, *undrawn), drawn, (note, cards))))
-    return page
+    write_whole(folder / PAGE, render(page))
 
 
 def _rounds(result: Result) -> tuple[tuple[ResultRound, ...], tuple[str, ...]]:
@@ -100,38 +125,46 @@ def _cards(result: Result, rounds: Sequence[ResultRound]) -> tuple[tuple[PatchCa
         lines = (f"score {plan.score[patch.row]:.3f}", f"{turn}rank {plan.rank[patch.row]:,}", f"y {y:,.0f}, x {x:,.0f}")
         cards.append(PatchCard(name=f"patch_{place + 1:02d}", lines=lines, pixels=patch.pixels))
     return tuple(cards), (
-        f"The {len(cards)} computed patches of the highest score, read again from the source at the size the model saw; y and x are "
-        "their centres in level-0 pixels, rank 0 was chosen first. Equal scores come in the order of choice. "
+        f"The computed patches of the highest score, up to {BEST}, read again from the source at the size the model saw; y and x are "
+        "their centres in level-0 pixels, rank 0 was chosen first. White is beyond the image, or not valid. "
         f"{'' if image.dtype == np.uint8 else 'Contrast stretched from the 2nd to the 98th percentile of these patches together.'}"
     ).strip()
 
 
 def _page(
-    result: Result, rounds: Sequence[ResultRound], notices: tuple[str, ...], drawn: Sequence[Figure], best: tuple[str, Sequence[PatchCard]]
+    result: Result, rounds: Sequence[ResultRound], notices: tuple[str, ...], drawn: Sequence[Figure], best: tuple[Sequence[PatchCard], str]
 ) -> Page:
     report = result.report or {}
     counts = _counts(report, rounds)
-    reasons = Counter(report.get("reasons", {}))
-    if not report:
-        for held in rounds:
-            reasons.update(held.reasons)
     planned = sum(counts.values())
     covered = f", {report['coverage']:.1%} of the valid area inside them" if report else ""
     return Page(
         title=result.path.stem,
         status=report.get("status", "partial"),
         lead=f"{counts['done']:,} of {planned:,} planned patches done by {result.spec.name}{covered}.",
-        notices=notices,
+        notices=(*notices, *(without_folder(note, report["source"]) for note in report.get("notes", ()))),
         facts=tuple(_facts(result, report, rounds)),
         counts=counts,
+        coverage=report.get("coverage"),
         seconds=report.get("seconds", {}),
-        reasons=dict(reasons),
+        reasons=_reasons(result, report, rounds),
         answers=result.answers,
         figures=drawn,
-        patches_note=best[0],
-        patches=best[1],
+        patches_note=best[1],
+        patches=best[0],
         details=json.dumps(result.facts, indent=1),
     )
+
+
+def _reasons(result: Result, report: Mapping[str, Any], rounds: Sequence[ResultRound]) -> dict[str, int]:
+    """Why patches were not computed, or have holes; of the source's path only the file name."""
+    reasons = Counter(report.get("reasons", {}))
+    reasons.update({f"done with a hole: {why}": count for why, count in report.get("masked", {}).items()})
+    if not report:
+        for held in rounds:
+            reasons.update(held.reasons)
+    source = report["source"] if report else result.source[0] if result.source is not None else ""
+    return {without_folder(told, source): count for told, count in sorted(reasons.items())}
 
 
 def _counts(report: dict[str, Any], rounds: Sequence[ResultRound]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,6 +16,7 @@ from patchdrive.pipeline.pictures import Canvas
 from patchdrive.pipeline.plan import WORTH_READING
 from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
 from patchdrive.pipeline.shrink import SmallMap, shrink
+from patchdrive.pipeline.tables import STATES
 
 SIDE = 1024
 """Longest side of a picture of the whole image."""
@@ -24,6 +25,12 @@ _MOST_CHANNELS = 6
 _LABEL_STRENGTH = 0.65
 _NOTHING = 236
 """Grey where an image map has no value."""
+_UNREAD = {
+    "planned": (np.array([96, 108, 124], np.uint8), "not yet computed"),
+    "skipped": (np.array([150, 90, 190], np.uint8), "skipped"),
+    "failed": (np.array([214, 39, 40], np.uint8), "failed"),
+}
+"""Tint of patches by their state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +107,16 @@ def _thumbnail(result: Result, canvas: Canvas) -> Figure:
     return Figure(
         name="thumbnail",
         title="The image, seen small",
-        caption=f"{height:,} x {width:,} pixels (rows x columns); one pixel here is {canvas.downsample[0]:.3g} of them.",
+        caption=f"{height:,} x {width:,} pixels (rows x columns), {_times(canvas.downsample[0])}.",
         alt=f"Thumbnail of the whole image of {height} by {width} pixels",
         pixels=canvas.pixels,
     )
+
+
+def _times(downsample: float) -> str:
+    if downsample == 1:
+        return "shown as large as it is"
+    return f"shown {downsample:.3g} times smaller" if downsample > 1 else f"shown {1 / downsample:.3g} times larger"
 
 
 def _saliency(result: Result, canvas: Canvas) -> Figure:
@@ -124,15 +137,25 @@ def _saliency(result: Result, canvas: Canvas) -> Figure:
 
 def _plan(rounds: Sequence[ResultRound], canvas: Canvas, *, finished: bool) -> Figure:
     count = sum(len(held.plan) for held in rounds)
+    many = "1 patch" if count == 1 else f"{count:,} patches"
     sides = sorted({round(held.plan.side * held.plan.grid.downsample_y) for held in rounds})
     several = f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
     size = ", ".join(f"{side:,}" for side in sides)
+    drawn = replace(canvas, pixels=pictures.draw_plans(canvas, [held.plan for held in rounds]))
+    entries = [(pictures.FRAME, "patches")]
+    for state, (color, told) in _UNREAD.items():
+        rows = [np.nonzero(held.codes == STATES.index(state))[0] for held in rounds]
+        if any(map(len, rows)):
+            for held, those in zip(rounds, rows, strict=True):
+                drawn = pictures.tint_patches(drawn, held.plan, color, those)
+            entries.append((color, told))
     return Figure(
         name="plan",
         title="What was read" if finished else "What is being read",
-        caption=f"{count:,} patches{several}, each {size} level-0 pixels a side; what is pale is not read at full resolution.",
-        alt=f"Thumbnail with the outlines of {count} patches",
-        pixels=pictures.draw_plans(canvas, [held.plan for held in rounds]),
+        caption=f"{many}{several}, each {size} level-0 pixels a side; what is pale is not read at full resolution.",
+        alt=f"Thumbnail with the outlines of {many}",
+        pixels=drawn.pixels,
+        legend=Swatches(entries=tuple((bytes(color).hex(), told) for color, told in entries)),
     )
 
 

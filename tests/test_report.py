@@ -47,7 +47,7 @@ def stored(path, values, kind, *, chunk=64):
     label = kind == "label"
     frame = frame_of(level(height, width), None, None, None)
     colors = {"image-label": image_label(list("abc"), ["111111"] * 3)} if label else {"omero": omero(["p"], ["FFFFFF"], 0, 254)}
-    entry = multiscales("m", [frame], channel_axis=not label)
+    entry = multiscales("m", [frame], "nearest" if label else "mean", channel_axis=not label)
     ensure_group(path, {"ome": {"version": "0.5", "multiscales": [entry], **colors}})
     lead = () if label else (1,)
     spec = ArraySpec(shape=(*lead, height, width), dtype="uint8", chunks=(*lead, chunk, chunk), fill=255)
@@ -132,6 +132,23 @@ def test_every_patch_shows_on_a_plan_and_nothing_else():
         inside[max(0, int(np.floor(y))) : int(np.ceil(y + 15)), max(0, int(np.floor(x))) : int(np.ceil(x + 15))] = True
     np.testing.assert_array_equal((drawn == int(100 * 0.35 + 255 * 0.65)).all(axis=2), ~inside)
     np.testing.assert_array_equal(pictures.draw_plan(canvas.pixels, plan, level(400, 600)), drawn)
+
+
+def test_patches_that_overlap_much_are_outlined_together():
+    grid = target_grid(level(400, 600), 1, 1)
+    plan = ordered(np.repeat(100, 50), np.arange(100, 200, 2), np.ones(50, np.float32), 100, grid)
+    drawn = pictures.draw_plans(Canvas(pixels=np.full((400, 600, 3), 100, np.uint8), downsample=(1.0, 1.0)), [plan])
+    outline = (drawn == pictures.FRAME).all(axis=2)
+    assert outline.sum() == 2 * (100 + 198) - 4
+    assert not outline[101:199, 101:297].any()
+
+
+def test_tinted_patches_show_their_colour_and_the_rest_does_not():
+    plan, canvas = some_plan(count=8), Canvas(pixels=np.zeros((100, 150, 3), np.uint8), downsample=(4.0, 4.0))
+    drawn = pictures.tint_patches(canvas, plan, np.array([200, 100, 50], np.uint8), np.array([5])).pixels
+    y, y_end, x, x_end = pictures.patch_spans(plan, canvas)[5]
+    np.testing.assert_array_equal(np.unique(drawn[y:y_end, x:x_end].reshape(-1, 3), axis=0), [[100, 50, 25]])
+    assert (drawn != 0).any(axis=2).sum() == (y_end - y) * (x_end - x)
 
 
 def test_painted_patches_have_their_colors():
