@@ -30,7 +30,7 @@ def to_cog(result: Result, out: Path) -> list[Path]:
     Raises:
         StoreError: it is no scene, or holds no finished map.
     """
-    maps = [result.saliency, *(view for name, view in result.maps.items() if not _is_validity(name, result))]
+    maps = [result.saliency, *result.painted.values(), *(view for name, view in result.maps.items() if not _is_validity(name, result))]
     if maps[0].transform is None:
         raise StoreError(f"{result.path.name} is of an image without a place on a map, which this form is for")
     out.mkdir(parents=True, exist_ok=True)

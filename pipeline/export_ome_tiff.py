@@ -26,7 +26,7 @@ def to_ome_tiff(result: Result, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for view in (result.saliency, *result.maps.values()):
+    for view in (result.saliency, *result.painted.values(), *result.maps.values()):
         path = out / f"{slide_name(result)}_{view.name}.ome.tif"
         with TemporaryDirectory(dir=out, prefix=".ome-") as folder:
             draft = Path(folder) / path.name

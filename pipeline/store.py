@@ -33,6 +33,7 @@ from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
 from patchdrive.pipeline.metadata import Frame
 from patchdrive.pipeline.paint import SCORES, Painting
 from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
+from patchdrive.pipeline.provenance import provenance
 from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.stitch import Finished, MapPart
 from patchdrive.readers import Image
@@ -201,9 +202,12 @@ class ResultStore:
         for name, (yx, score) in outcome.objects.items():
             tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", yx, score, self._journal)
         if outcome.answers:
-            attributes = json.loads((self.path / "zarr.json").read_text())["attributes"]
-            answers = {name: dict(classes) for name, classes in outcome.answers.items()}
-            ensure_group(self.path, {**attributes, "answers": answers}, self._journal)
+            self._tell({"answers": {name: dict(classes) for name, classes in outcome.answers.items()}})
+
+    def _tell(self, said: Mapping[str, Any]) -> None:
+        """Add to the attributes of the root."""
+        attributes = json.loads((self.path / "zarr.json").read_text())["attributes"]
+        ensure_group(self.path, {**attributes, **said}, self._journal)
 
     def begin_round(self, plan: Plan, frame: Frame, sizes: Sizes) -> Round:
         """Make room for the plan's results, and say which blocks are still to be computed. Sizes recorded before are kept.
@@ -359,6 +363,8 @@ class ResultStore:
                     states = tables.states_of(len(round_.plan), round_.blocks, records)
                     for name in self._spec.tables:
                         tables.write_states(self._table(name, round_.index), states, self._journal)
+            reader = (self._journal.read("source.json") or {}).get("reader", "")
+            self._tell({"provenance": provenance(reader, [round_.plan.digest for round_ in self._rounds])})
             self._journal.write("contents.json", self._contents())
             self._journal.tidy()
             self._journal.put_text(done_path(self.path), json.dumps(report, indent=1) + "\n")
