@@ -8,6 +8,7 @@ from pathlib import Path
 from patchdrive.pipeline.export_anndata import to_anndata
 from patchdrive.pipeline.export_cog import to_cog
 from patchdrive.pipeline.export_geojson import to_geojson
+from patchdrive.pipeline.export_geoparquet import to_geoparquet
 from patchdrive.pipeline.export_ome_tiff import to_ome_tiff
 from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
 from patchdrive.pipeline.result import Result, open_result
@@ -24,6 +25,7 @@ FORMS: Mapping[str, Exporter] = {
     "cog": to_cog,
     "ome-tiff": to_ome_tiff,
     "geojson": to_geojson,
+    "geoparquet": to_geoparquet,
 }
 """By the names that `export --to` takes."""
 
