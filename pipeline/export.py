@@ -8,8 +8,10 @@ from pathlib import Path
 from patchdrive.pipeline.export_anndata import to_anndata
 from patchdrive.pipeline.export_cog import to_cog
 from patchdrive.pipeline.export_geojson import to_geojson
+from patchdrive.pipeline.export_geoparquet import to_geoparquet
 from patchdrive.pipeline.export_ome_tiff import to_ome_tiff
 from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
+from patchdrive.pipeline.export_spatialdata import to_spatialdata
 from patchdrive.pipeline.result import Result, open_result
 from patchdrive.readers.errors import SettingsError
 
@@ -24,6 +26,8 @@ FORMS: Mapping[str, Exporter] = {
     "cog": to_cog,
     "ome-tiff": to_ome_tiff,
     "geojson": to_geojson,
+    "geoparquet": to_geoparquet,
+    "spatialdata": to_spatialdata,
 }
 """By the names that `export --to` takes."""
 

@@ -45,21 +45,16 @@ def to_geojson(result: Result, out: Path) -> list[Path]:
 
 def _patches(rounds: Sequence[ResultRound], space: uuid.UUID) -> Iterator[dict[str, Any]]:
     for index, held in enumerate(rounds):
-        plan, grid = held.plan, held.plan.grid
+        plan = held.plan
         for start in range(0, len(plan), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            corners = [
-                (line[part] + edge) * by
-                for line, by in ((plan.x, grid.downsample_x), (plan.y, grid.downsample_y))
-                for edge in (0, plan.side)
-            ]
             columns = [
-                *(column.tolist() for column in corners),
+                *plan.edges_of(part).T.tolist(),
                 plan.score[part].tolist(),
                 plan.rank[part].tolist(),
                 held.codes[part].tolist(),
             ]
-            for row, (left, right, top, bottom, score, rank, code) in enumerate(zip(*columns, strict=True), start=start):
+            for row, (top, left, bottom, right, score, rank, code) in enumerate(zip(*columns, strict=True), start=start):
                 ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
                 measured = {"score": score, "rank": rank, "round": index}
                 state = None if STATES[code] == "done" else STATES[code]

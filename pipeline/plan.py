@@ -58,6 +58,12 @@ class Plan:
         half, grid = self.side / 2, self.grid
         return np.stack([(self.y[rows] + half) * grid.downsample_y, (self.x[rows] + half) * grid.downsample_x], axis=1)
 
+    def edges_of(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, 4) edges of the patches of some rows, level-0 pixels, (y, x, y_end, x_end)."""
+        corners, grid = np.stack([self.y[rows], self.x[rows]], axis=1), self.grid
+        edges: NDArray[np.float64] = np.hstack([corners, corners + self.side]) * np.array([grid.downsample_y, grid.downsample_x] * 2)
+        return edges
+
     @property
     def digest(self) -> str:
         """Hex SHA-256 of all of it: two plans with one digest read the same patches in the same order."""

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import zarr
+from affine import Affine
 from numpy.typing import NDArray
+from pyproj import CRS
 
 from patchdrive.models.types import ModelSpec
 from patchdrive.pipeline.map_view import MapView, open_map
@@ -108,6 +110,17 @@ class Result:
         """Micrometres per level-0 pixel, (y, x)."""
         held = self.facts["source"]["mpp"]
         return None if held is None else (float(held[0]), float(held[1]))
+
+    @property
+    def transform(self) -> Affine | None:
+        """Level-0 pixel (column, row; edges) to world, for scenes."""
+        (down, across), held = self.saliency.downsample, self.saliency.transform
+        return None if held is None else held @ Affine.scale(1 / across, 1 / down)
+
+    @property
+    def crs(self) -> CRS | None:
+        """World frame of `transform`."""
+        return self.saliency.crs
 
     @property
     def state_folder(self) -> Path:
