@@ -58,11 +58,11 @@ def to_geojson(result: Result, out: Path, tracing: Tracing | None = None) -> lis
 
 def _objects(traced: ObjectMap, space: uuid.UUID) -> Iterator[str]:
     kind, row = "annotation" if traced.tracing.annotations else "detection", 0
-    colors = [tuple(bytes.fromhex(color)) for color in traced.colors]
+    classes = [(name, tuple(bytes.fromhex(color))) for name, color in zip(traced.classes, traced.colors, strict=True)]
     for batch in traced.objects():
         for place, value, measured in zip(_places(batch), batch.kind.tolist(), _measured(batch), strict=True):
             name = uuid.uuid5(space, f"{traced.name} object {row}")
-            yield _feature(name, place, kind, measured, (traced.classes[value], colors[value]))
+            yield _feature(name, place, kind, measured, classes[value])
             row += 1
 
 
@@ -102,7 +102,7 @@ def _patches(rounds: Sequence[ResultRound], space: uuid.UUID) -> Iterator[str]:
 
 def _feature(name: uuid.UUID, place: str, kind: str, measured: Mapping[str, Any], classed: tuple[str, Sequence[int]] | None) -> str:
     """A line of the file; `place` is JSON already, `classed` the name of a class and its colour."""
-    properties: dict[str, Any] = {"objectType": kind, "isLocked": True, "measurements": measured}
+    properties: dict[str, Any] = {"objectType": kind, "isLocked": kind != "annotation", "measurements": measured}
     if classed is not None:
         properties["classification"] = {"name": classed[0], "color": classed[1]}
     return f'{{"type":"Feature","id":"{name}","geometry":{place},"properties":{_text(properties)}}}'

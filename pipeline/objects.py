@@ -17,8 +17,6 @@ from patchdrive.pipeline.result import Result
 from patchdrive.pipeline.rings import Lattice, batches, polygons
 from patchdrive.readers.errors import SettingsError
 
-_AT_ONCE = 1 << 13
-"""Objects traced at a time."""
 _STORED = np.arange(256, dtype=np.uint8)
 """All that a label or probability map can hold."""
 
@@ -93,19 +91,20 @@ class ObjectMap:
         """One RRGGBB per class."""
         return self.view.colors
 
-    def objects(self, *, most: int = 1 << 22) -> Iterator[Objects]:
-        """All objects, a batch at a time, in the order of their last pixels, row by row.
+    def objects(self, *, most: int = 1 << 22, rows: int = 1 << 13) -> Iterator[Objects]:
+        """All objects, up to `rows` at a time, in the order of their last pixels, row by row.
 
         They are the same for every `most`. Held at a time: a window, the outlines of one row of windows, and of what reaches into the next.
 
         Args:
             most: map pixels read at a time; at least a chunk is.
+            rows: objects of a batch, at most.
         """
         (down_y, down_x), shift = self.view.downsample, self.view.translation
         lattice = Lattice(downsample_y=down_y, downsample_x=down_x, top=shift[0] - (down_y - 1) / 2, left=shift[1] - (down_x - 1) / 2)
         least = max(1, ceil(self.tracing.least_area / (down_y * down_x) - 1e-6))
         for found in whole_objects(self._parts(most), width=self.view.width, least=least):
-            for batch in batches(found, _AT_ONCE):
+            for batch in batches(found, rows):
                 yield self._objects(batch, lattice)
 
     def _parts(self, most: int) -> Iterator[MapPart]:

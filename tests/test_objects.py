@@ -280,7 +280,7 @@ def test_the_command_line_asks_for_them(store, tmp_path, capsys):
         "chance_a.geojson.gz",
     ]
     features = json.loads(gzip.decompress(Path(written[1]).read_bytes()))["features"]
-    assert {feature["properties"]["objectType"] for feature in features} == {"annotation"}
+    assert {(feature["properties"]["objectType"], feature["properties"]["isLocked"]) for feature in features} == {("annotation", False)}
     assert min(feature["properties"]["measurements"]["area_px"] for feature in features) >= 400
 
 
