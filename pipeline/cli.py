@@ -23,11 +23,11 @@ from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
 from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.export_options import add_tracing, tracing_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.info import describe, info_lines
 from patchdrive.pipeline.journal import StoreInUseError, StoreWriteError
 from patchdrive.pipeline.mend import mend
-from patchdrive.pipeline.objects import Tracing
 from patchdrive.pipeline.outlook import outlook, outlook_lines
 from patchdrive.pipeline.report import write_report
 from patchdrive.pipeline.result import open_result
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     exports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
     exports.add_argument("--to", required=True, choices=tuple(FORMS), help="the form")
     exports.add_argument("-o", "--out", type=Path, required=True, help="folder; the form says what lies where in it")
-    _add_tracing(exports)
+    add_tracing(exports)
     exports.set_defaults(command=_export)
 
     verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
@@ -171,27 +171,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, help="patches per batch (default: 32, on CUDA 128, or what fits)")
     add("--patience", type=float, default=300.0, help="seconds without a tile after which a source is given up")
     add("--workers", type=int, help=f"decode threads (default: {cores()}, the cores this process may use)")
-
-
-def _add_tracing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--objects", action="append", metavar="MAP", help="geojson: also the polygons of a map (MAP:CHANNEL); repeat it for several")
-    add("--background", action="append", metavar="CLASS", help="class of label maps that is no object; repeat it for several")
-    add("--threshold", type=float, help="least probability inside an object of a probability map (default: 0.5)")
-    add("--least-area", type=float, help="leave smaller objects out, level-0 pixels squared")
-    add("--simplify", type=float, help="farthest an outline may move for fewer vertices, level-0 pixels")
-    add("--annotations", action="store_true", default=None, help="objects as QuPath's annotations, to be edited (default: detections)")
-
-
-def _tracing(options: argparse.Namespace) -> Tracing | None:
-    names = ("background", "threshold", "least_area", "simplify", "annotations")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.objects is None:
-        if given:
-            raise SettingsError(f"--{next(iter(given)).replace('_', '-')} says which objects are wanted; name their map with --objects")
-        return None
-    given["background"] = tuple(given.get("background", ()))
-    return Tracing(maps=tuple(options.objects), **given)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -370,7 +349,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    tracing = _tracing(options)
+    tracing = tracing_of(options)
     slides = [slide_name(open_result(store)) for store in options.store]
     twice = sorted(slide for slide, count in Counter(slides).items() if count > 1)
     if twice:
