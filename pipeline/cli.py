@@ -23,6 +23,7 @@ from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
 from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.export_options import add_tracing, tracing_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.info import describe, info_lines
 from patchdrive.pipeline.journal import StoreInUseError, StoreWriteError
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     exports.add_argument("store", nargs="+", type=Path, help="<id>.zarr folders")
     exports.add_argument("--to", required=True, choices=tuple(FORMS), help="the form")
     exports.add_argument("-o", "--out", type=Path, required=True, help="folder; the form says what lies where in it")
+    add_tracing(exports)
     exports.set_defaults(command=_export)
 
     verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
@@ -353,6 +355,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    tracing = tracing_of(options)
     slides = [slide_name(open_result(store)) for store in options.store]
     twice = sorted(slide for slide, count in Counter(slides).items() if count > 1)
     if twice:
@@ -361,7 +364,7 @@ def _export(options: argparse.Namespace) -> int:
     def one(store: str) -> str:
         if open_result(store).report is None:
             _say(f"patchdrive: {store} is not finished; what is there is exported")
-        return "\n".join(map(str, export(store, options.to, options.out)))
+        return "\n".join(map(str, export(store, options.to, options.out, tracing=tracing)))
 
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TRY_AGAIN))  # so that drafts are taken away
     try:
