@@ -3,12 +3,12 @@
 tables/<table>               features of the patches that are done, an AnnData table that annotates `tiles`
 shapes/tiles                 their boxes, GeoParquet
 points/<name>                things found
-images/<map>, labels/<map>   maps, saliency and thumbnail, every level as the store has it
+images/<map>, labels/<map>   maps, painted ones, saliency and thumbnail, every level as the store has it
 
 What has no rows is left out. All lie in "global": level-0 pixels, x right and y down, the image's corner at (0, 0). Written to container
 format 0.2 (rasters and shapes 0.3, points and tables 0.2), as spatialdata 0.8 writes it. There pixel i of an image covers
-[i, i + 1), its centre being at i + 0.5, so a scale alone puts a map in its place; a level lies on the finest one by its pixels' centres, as
-in OME-Zarr.
+[i, i + 1), its centre being at i + 0.5, so a scale and the map's corner put it in its place; a level lies on the finest one by its pixels'
+centres, as in OME-Zarr.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def to_spatialdata(result: Result, out: Path) -> list[Path]:
             export of ours, an image for instance.
     """
     rounds, path = result.rounds, out / f"{slide_name(result)}.zarr"
-    maps = (result.thumbnail_map, result.saliency, *result.maps.values())
+    finished = result.report is not None  # only then are painted maps and coarser levels whole
+    maps = (result.thumbnail_map, result.saliency, *result.maps.values(), *(result.painted.values() if finished else ()))
     names = _element_names([*result.tables, *result.objects, *(view.name for view in maps)])
     _require_replaceable(path)
     with draft_of(path) as draft:
@@ -79,7 +80,7 @@ def to_spatialdata(result: Result, out: Path) -> list[Path]:
             if len(found):
                 _write_points(draft / "points" / names[name], found)
         for view in maps:
-            _copy_map(view, draft / view.path.parent.name / names[view.name])
+            _copy_map(view, draft / view.path.parent.name / names[view.name], levels=None if finished else 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ZarrUserWarning)  # Parquet files are no part of Zarr's hierarchy, as SpatialData has it
             zarr.consolidate_metadata(draft)
@@ -222,15 +223,21 @@ def _put(path: Path, values: NDArray[Any], attributes: dict[str, Any]) -> None:
     zarr.open_array(store=path, mode="r+")[...] = values
 
 
-def _copy_map(view: MapView, path: Path) -> None:
-    """Its files as they are; only what the group says of their place is put into SpatialData's words."""
-    shutil.copytree(view.path, path)
-    ome = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+def _copy_map(view: MapView, path: Path, *, levels: int | None) -> None:
+    """The files of its first `levels`, None for all, as they are; only what the group says is put into SpatialData's words."""
+    ome = json.loads((view.path / "zarr.json").read_text())["attributes"]["ome"]
     (held,) = ome["multiscales"]
+    datasets = held["datasets"][:levels]
+    for dataset in datasets:
+        folder = Path(dataset["path"]).parent  # with the axes of scenes beside the map
+        shutil.copytree(view.path / folder, path / folder)
     axes = [{"name": axis["name"], "type": axis["type"]} for axis in held["axes"]]
-    lead = [1.0] * (len(axes) - 2)
-    place = {"type": "scale", "scale": [*lead, *view.downsample], **_frames([axis["name"] for axis in axes])}
-    multiscale = {"name": held["name"], "axes": axes, "datasets": _on_finest(held["datasets"]), "coordinateTransformations": [place]}
+    frames, channel = _frames([axis["name"] for axis in axes]), len(axes) - 2
+    corner = [shift - (down - 1) / 2 for shift, down in zip(view.translation, view.downsample, strict=True)]  # from centres to edges
+    scale = {"type": "scale", "scale": [*[1.0] * channel, *view.downsample], **frames}
+    shift = {"type": "translation", "translation": [*[0.0] * channel, *corner], **frames}
+    place = {"type": "sequence", "transformations": [scale, shift], **frames}
+    multiscale = {"name": held["name"], "axes": axes, "datasets": _on_finest(datasets), "coordinateTransformations": [place]}
     about = {**ome, "version": "0.5-dev-spatialdata", "multiscales": [multiscale]}
     ensure_group(path, {"ome": about, "spatialdata_attrs": {"version": "0.3"}})
 

@@ -112,7 +112,12 @@ def check_levels(group, view):
     assert (group.attrs["ome"]["version"], group.attrs["spatialdata_attrs"]) == ("0.5-dev-spatialdata", {"version": "0.3"})
     axes = "".join(axis["name"] for axis in multiscale["axes"])
     lead = [1.0] * (len(axes) - 2)
-    assert multiscale["coordinateTransformations"] == [{"type": "scale", "scale": [*lead, *view.downsample], **to_global(axes)}]
+    (place,) = multiscale["coordinateTransformations"]
+    assert (place["type"], {key: place[key] for key in ("input", "output")}) == ("sequence", to_global(axes))
+    scale, shift = place["transformations"]
+    assert scale == {"type": "scale", "scale": [*lead, *view.downsample], **to_global(axes)}
+    first = np.array(shift["translation"][-2:]) + np.array(view.downsample) / 2  # centre of its first pixel; those of level 0 are at 0.5
+    np.testing.assert_allclose(first, np.array(view.translation) + 0.5)
     datasets = multiscale["datasets"]
     assert [dataset["path"] for dataset in datasets] == [dataset["path"] for dataset in held["datasets"]]
     for level, dataset in enumerate(datasets):
@@ -125,7 +130,7 @@ def check_levels(group, view):
 
 def test_every_map_lies_on_level_0(drive, driven):
     result, (_, root) = open_result(drive), driven
-    views = {"saliency": result.saliency, "thumbnail": result.thumbnail_map, **result.maps}
+    views = {"saliency": result.saliency, "thumbnail": result.thumbnail_map, **result.painted, **result.maps}
     assert {*root["images"], *root["labels"]} == views.keys()
     for name, view in views.items():
         group = root[f"images/{name}"]
@@ -147,20 +152,28 @@ def test_labels_and_coarser_levels_come_too(tmp_path):
     )
     assert (list(root["tables"]), list(root["shapes"])) == ([], ["tiles"])
     assert root.attrs["slide_properties"]["mpp"] is None
+    (tmp_path / "s.done.json").unlink()  # as before it is finished: coarser levels may not be there yet
+    _, root = exported(tmp_path / "s.zarr", tmp_path / "out")
+    assert [dataset["path"] for dataset in root["images/image"].attrs["ome"]["multiscales"][0]["datasets"]] == ["0/map"]
+    assert list(root["images/image"]) == ["0"]
 
 
 def test_rows_that_are_not_done_are_left_out(tmp_path):
     pixels = np.random.default_rng(0).integers(60, 180, (600, 600, 3)).astype(np.uint8)
     pixels[128:320, 128:320] = 0
     image = MemoryImage([pixels, np.full((75, 75, 3), 100, np.uint8)], nodata=0.0, mpp=(0.5, 0.5))
-    report = run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="test_export_spatialdata:everywhere"))
+    report = run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="test_export_spatialdata:everywhere", overlap=16))
     assert report.skipped > 0
-    path, _ = exported(tmp_path / "s.zarr", tmp_path / "out")
+    path, root = exported(tmp_path / "s.zarr", tmp_path / "out")
     table, tiles = anndata.read_zarr(path / "tables" / "means"), pq.read_table(path / "shapes" / "tiles" / "shapes.parquet")
     assert len(table) == len(tiles) == report.done
     assert np.isfinite(table.X).all()
-    centres = np.stack([tiles["x"], tiles["y"]], axis=1) + 32
+    centres = np.stack([tiles["x"], tiles["y"]], axis=1) + 32.0
     np.testing.assert_array_equal(table.obsm["spatial"], centres)
+    (place,) = root["images/scores"].attrs["ome"]["multiscales"][0]["coordinateTransformations"]
+    scale, shift = (np.array(place["transformations"][part][kind][1:]) for part, kind in ((0, "scale"), (1, "translation")))
+    rows, columns = np.floor((centres[:, ::-1] - shift) / scale).astype(int).T
+    np.testing.assert_array_equal(root["images/scores/0/map"][0, rows, columns], np.rint(table.obs["score"] * 254))
 
 
 def test_nothing_found_leaves_out_what_spatialdata_refuses_empty(tmp_path):
