@@ -134,8 +134,8 @@ def check_outputs(outputs: Any, spec: ModelSpec, pixels: Tensor) -> None:
 def output_shape(output: OutputSpec, pixels: Tensor) -> tuple[int, ...]:
     """What shape `output` has for pixels [n, C, H, W]."""
     count, _, height, width = pixels.shape
-    shape = (count, len(output.channels))
-    return shape if output.kind == "vector" else (*shape, height // output.stride, width // output.stride)
+    shape = (count, *output.shape)
+    return shape if output.by_rows else (*shape, height // output.stride, width // output.stride)
 
 
 def _export(model: nn.Module, spec: ModelSpec, pixels: Tensor, batch_size: int | None) -> torch.export.ExportedProgram:

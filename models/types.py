@@ -18,7 +18,9 @@ from torch import Tensor
 from patchdrive.readers.errors import ModelError
 from patchdrive.readers.geometry import Level
 
-OutputKind = Literal["vector", "probability", "classes", "image"]
+OutputKind = Literal["vector", "boxes", "probability", "classes", "image"]
+BOX = ("y", "x", "height", "width", "score", "class")
+"""What a detection head says of a box: its upper left corner and its size in input pixels, how sure it is, 0 to 1, and its class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,9 @@ class OutputSpec:
     name: str
     """Key in the mapping the model returns, and name in the store."""
     kind: OutputKind
-    """`vector` [n, C]; the others are maps [n, C, size/stride, size/stride]: `probability` C independent maps in [0, 1],
-    `classes` C probabilities that sum to one (the store leaves the label map and the top probability), `image` values of any range."""
+    """`vector` [n, C]; `boxes` [n, most, 6] as `BOX` says, what is not there with score 0; the others are maps
+    [n, C, size/stride, size/stride]: `probability` C independent maps in [0, 1], `classes` C probabilities that sum to one (the store
+    leaves the label map and the top probability), `image` values of any range."""
     channels: tuple[str, ...]
     """C names: of a vector's columns, of classes, of an image's channels."""
     dtype: str = "float32"
@@ -58,6 +61,38 @@ class OutputSpec:
     """Input pixels on each side that are context only and are not written; a multiple of `stride`."""
     colors: tuple[str, ...] = ()
     """One RRGGBB per channel, for viewers; empty for defaults."""
+    most: int = 0
+    """Boxes that the model gives of a patch, those of score 0 counted."""
+    iou: float = 0.5
+    """Of boxes: intersection over union above which two of one class are one thing.
+
+    Raises:
+        ModelError: the fields contradict each other.
+    """
+
+    def __post_init__(self) -> None:
+        if (self.kind == "boxes") != (self.most > 0) or not 0 <= self.iou < 1:
+            raise ModelError(
+                f"{self.name} is of kind {self.kind}: boxes alone say how many (`most`) of a patch are given, got {self.most}, "
+                f"and an iou from 0 to below 1, got {self.iou:g}"
+            )
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it is kept by rows of a table, not by area."""
+        return self.kind in {"vector", "boxes"}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the model gives for one patch, but for the cells of a map."""
+        return (self.most, len(BOX)) if self.kind == "boxes" else (len(self.channels),)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a table's columns."""
+        if self.kind != "boxes":
+            return self.channels
+        return tuple(f"{column}_{index}" for index in range(self.most) for column in BOX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +165,23 @@ class ModelSpec:
 
     @property
     def vectors(self) -> tuple[OutputSpec, ...]:
-        """Its vector outputs: all of them, or none for a map model."""
-        return tuple(output for output in self.outputs if output.kind == "vector")
+        """Its outputs that are rows of tables, boxes too: all of them, or none for a map model."""
+        return tuple(output for output in self.outputs if output.by_rows)
 
     @property
     def tables(self) -> Mapping[str, OutputSpec]:
-        """The vectors by the names of their feature tables: the model's name for one vector, their own names for several."""
+        """The vectors by the names of their tables: the model's name for one vector, their own names for several."""
         return {self.name if len(self.vectors) == 1 else output.name: output for output in self.vectors}
+
+    @property
+    def features(self) -> Mapping[str, OutputSpec]:
+        """Those of `tables` that hold features."""
+        return {name: output for name, output in self.tables.items() if output.kind == "vector"}
+
+    @property
+    def boxes(self) -> Mapping[str, OutputSpec]:
+        """Those of `tables` that hold boxes."""
+        return {name: output for name, output in self.tables.items() if output.kind == "boxes"}
 
     def normalise(self, stored: Tensor) -> Tensor:
         """Stored pixels (n, size, size, channels) of any dtype to what the model eats: `standardise` of `arrange`."""
@@ -165,12 +210,16 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse. JSON has no NaN: a fill of NaN is the string "nan".
 
-        How to compute on CUDA is left out where nothing is asked: the digest of a spec stays what it was before there was a choice.
+        How to compute on CUDA, and what only boxes have, is left out where nothing is asked: digests stay what they were before there was
+        a choice.
         """
         fields = dataclasses.asdict(self)
         for name in ("autocast", "channels_last"):
             if not fields[name]:
                 del fields[name]
+        for output in fields["outputs"]:
+            if output["kind"] != "boxes":
+                del output["most"], output["iou"]
         return {**fields, "fill": "nan" if math.isnan(self.fill) else self.fill}
 
     @classmethod

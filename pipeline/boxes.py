@@ -60,6 +60,7 @@ class Boxes:
         return Boxes(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
+NO_BOXES = Boxes(y=np.zeros(0), x=np.zeros(0), height=np.zeros(0), width=np.zeros(0), score=np.zeros(0), kind=np.zeros(0, np.int64))
 Rivalry = Callable[[Boxes, Boxes], NDArray[np.bool_]]
 """Of two boxes of one class that overlap, row by row, whether they mean one thing. Symmetric."""
 

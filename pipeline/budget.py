@@ -158,7 +158,7 @@ class Needs:
     def block_bytes(self, edge: int) -> int:
         """Of every output: a block in the making in each lane, and one being written."""
         return sum(
-            _table_bytes(output, self.lanes) if output.kind == "vector" else (edge // output.stride) ** 2 * _cell_bytes(output, self.lanes)
+            _table_bytes(output, self.lanes) if output.by_rows else (edge // output.stride) ** 2 * _cell_bytes(output, self.lanes)
             for output in self.spec.outputs
         )
 
@@ -170,7 +170,7 @@ class Needs:
 
 def _table_bytes(output: OutputSpec, lanes: int) -> int:
     """Rows of a block as they came, joined, and as they are stored, twice while they are written."""
-    return ROWS * len(output.channels) * ((lanes + 1) * 8 + 3 * np.dtype(output.dtype).itemsize)
+    return ROWS * len(output.columns) * ((lanes + 1) * 8 + 3 * np.dtype(output.dtype).itemsize)
 
 
 def _cell_bytes(output: OutputSpec, lanes: int) -> int:

@@ -28,8 +28,8 @@ def to_anndata(result: Result, out: Path) -> list[Path]:
     Raises:
         StoreError: the store holds maps.
     """
-    if not result.spec.vectors:
-        raise StoreError(f"{result.path.name} holds maps, and this form is for features; export it --to another form")
+    if not result.spec.features:
+        raise StoreError(f"{result.path.name} holds no features (but maps, or boxes), which this form is for; export it --to another form")
     rounds, written = result.rounds, []
     done = [held.done for held in rounds]
     columns: dict[str, NDArray[Any]] = {
@@ -39,7 +39,7 @@ def to_anndata(result: Result, out: Path) -> list[Path]:
     columns["round"] = np.concatenate([np.full(int(kept.sum()), index) for index, kept in enumerate(done)])
     names = [f"{index}_{row}" for index, kept in enumerate(done) for row in np.flatnonzero(kept).tolist()]
     spatial = np.concatenate([held.plan.centres[kept] for held, kept in zip(rounds, done, strict=True)])[:, ::-1]
-    for table, vector in result.spec.tables.items():
+    for table, vector in result.spec.features.items():
         path = out / f"{slide_name(result)}_{table}.h5ad"
         with new_h5(path) as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

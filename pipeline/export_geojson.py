@@ -17,7 +17,7 @@ import shapely
 
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.objects import ObjectMap, Objects, Tracing, object_maps
-from patchdrive.pipeline.result import Result, ResultRound
+from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
 from patchdrive.pipeline.tables import STATES
 
 _AT_ONCE = 1 << 16
@@ -45,15 +45,21 @@ def to_geojson(result: Result, out: Path, tracing: Tracing | None = None) -> lis
     _write(written[0], _patches(rounds, space))
     for name, found in result.objects.items():
         written.append(out / f"{slide}_{name}.geojson.gz")
-        points = (
-            _feature(uuid.uuid5(space, f"{name} {row}"), _place("Point", [x, y]), "detection", {"score": score}, (name, _FOUND))
-            for row, ((y, x), score) in enumerate(zip(found.yx.tolist(), found.score.tolist(), strict=True))
-        )
-        _write(written[-1], points)
+        _write(written[-1], _found(name, found, space))
     for one in traced:
         written.append(out / f"{slide}_{one.name}.geojson.gz")
         _write(written[-1], _objects(one, space))
     return written
+
+
+def _found(name: str, found: FoundObjects, space: uuid.UUID) -> Iterator[str]:
+    """Points, or boxes with their class."""
+    for row, ((top, left, bottom, right), score) in enumerate(zip(found.corners.tolist(), found.score.tolist(), strict=True)):
+        place, kind = _place("Point", [left, top]), name
+        if found.boxes is not None:
+            place = _place("Polygon", [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]])
+            kind = found.boxes.classes[found.boxes.kind[row]]
+        yield _feature(uuid.uuid5(space, f"{name} {row}"), place, "detection", {"score": score}, (kind, _FOUND))
 
 
 def _objects(traced: ObjectMap, space: uuid.UUID) -> Iterator[str]:

@@ -34,7 +34,7 @@ _PATCHES = {
 
 
 def to_geoparquet(result: Result, out: Path) -> list[Path]:
-    """`<slide>_patches.parquet`, every planned patch, and `<slide>_<name>.parquet` for each kind of thing found.
+    """`<slide>_patches.parquet`, every planned patch, and `<slide>_<name>.parquet` for each kind of thing found, as points or as boxes.
 
     Raises:
         StoreError: the store was moved without its state, which holds its plans.
@@ -44,7 +44,8 @@ def to_geoparquet(result: Result, out: Path) -> list[Path]:
     write_geoparquet(written[0], _patches(result.rounds, transform), columns=_PATCHES, crs=crs)
     for name, found in result.objects.items():
         written.append(out / f"{slide}_{name}.parquet")
-        write_geoparquet(written[-1], _points(found, transform), columns={"score": pa.float32()}, crs=crs)
+        classed = {} if found.boxes is None else {"class": pa.string()}
+        write_geoparquet(written[-1], _found(found, transform), columns={"score": pa.float32(), **classed}, crs=crs)
     return written
 
 
@@ -67,9 +68,13 @@ def _patches(rounds: Sequence[ResultRound], transform: Affine | None) -> Iterato
             yield boxes(edges, transform), columns
 
 
-def _points(found: FoundObjects, transform: Affine | None) -> Iterator[_Batch]:
+def _found(found: FoundObjects, transform: Affine | None) -> Iterator[_Batch]:
     for part in steps(len(found), GROUP):
-        yield _placed(shapely.points(found.yx[part, ::-1]), transform), {"score": found.score[part]}
+        if found.boxes is None:
+            yield _placed(shapely.points(found.yx[part, ::-1]), transform), {"score": found.score[part]}
+        else:
+            names = np.array(found.boxes.classes)[found.boxes.kind[part]]
+            yield boxes(found.corners[part], transform), {"score": found.score[part], "class": names}
 
 
 def boxes(edges: NDArray[np.float64], transform: Affine | None = None) -> NDArray[Any]:

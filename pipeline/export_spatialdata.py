@@ -72,7 +72,7 @@ def to_spatialdata(result: Result, out: Path) -> list[Path]:
         count = sum(int(held.done.sum()) for held in rounds)
         if count:  # SpatialData refuses shapes that are none
             _write_tiles(draft / "shapes" / _TILES, rounds)
-        for table, vector in result.spec.tables.items() if count else ():
+        for table, vector in result.spec.features.items() if count else ():
             target = draft / "tables" / names[table]
             _create_table(target, count, vector)
             _fill_table(target, rounds, done_features(tuple(zip(rounds, result.tables[table], strict=True))))

@@ -109,8 +109,8 @@ def tables_of(result: Result) -> list[Table]:
         StoreError: it holds maps, or nobody knows how large its pixels are.
     """
     name = result.path.name
-    if not result.spec.vectors:
-        raise StoreError(f"{name} holds maps, and this form is for features; export it --to another form")
+    if not result.spec.features:
+        raise StoreError(f"{name} holds no features (but maps, or boxes), which this form is for; export it --to another form")
     if result.mpp is None:
         raise StoreError(f"{name} does not say how many µm a pixel is, which this form is told; run it again with --mpp-override")
     rounds = result.rounds
@@ -142,5 +142,5 @@ def tables_of(result: Result) -> list[Table]:
             width=len(vector.channels),
             rounds=tuple(zip(rounds, result.tables[table], strict=True)),
         )
-        for table, vector in result.spec.tables.items()
+        for table, vector in result.spec.features.items()
     ]

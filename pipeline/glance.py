@@ -232,7 +232,7 @@ def layout_of(spec: ModelSpec, settings: RunSettings) -> Layout:
     stride_of_maps = max(output.stride for output in spec.outputs)
     side = settings.patch_size if settings.patch_size is not None and spec.any_size else spec.size
     shrink = side / (settings.patch_size or side)
-    blended = any(output.kind in {"probability", "classes"} for output in spec.outputs)
+    blended = any(output.kind in {"probability", "classes", "boxes"} for output in spec.outputs)
     usual = 2 * spec.halo if spec.halo or not blended else side // 4 // stride_of_maps * stride_of_maps
     overlap = usual if settings.overlap is None else round(settings.overlap * shrink)
     if side % stride_of_maps or overlap % stride_of_maps:

@@ -234,14 +234,26 @@ def _values(batch: Batch, wait: Callable[[], Given], spec: ModelSpec) -> Values:
 
 def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) -> NDArray[Any]:
     size, side = batch.size, batch.side
-    cells = () if output.kind == "vector" else (side // output.stride, side // output.stride)
-    wanted = (size, len(output.channels), *cells)
+    cells = () if output.by_rows else (side // output.stride, side // output.stride)
+    wanted = (size, *output.shape, *cells)
     if tuple(tensor.shape) != wanted:
         raise ModelError(f"{spec.name}: output {output.name!r} has shape {tuple(tensor.shape)}, its spec says {wanted}")
     values: NDArray[Any] = tensor.to("cpu", torch.float32).numpy()
     if len(batch.rows) < size:
         values = values[batch.places]
-    if output.kind == "vector" and not np.isfinite(values).all():
-        row = int(batch.rows[np.flatnonzero(~np.isfinite(values).all(axis=1))[0]])
-        raise ModelError(f"{spec.name}: output {output.name!r} is not finite for patch {row} of the plan, in block {batch.block.index}")
-    return values
+    if not output.by_rows:
+        return values
+    rows = values.reshape(len(values), -1)
+    _refuse(~np.isfinite(rows).all(axis=1), "is not finite", output, batch, spec)
+    if output.kind == "boxes":
+        wrong = (values[..., 4] < 0) | (values[..., 4] > 1) | ~np.isin(values[..., 5], np.arange(len(output.channels)))
+        wrong |= (values[..., 4] > 0) & ~(values[..., 2:4] > 0).all(axis=2)
+        how = "has a box without extent, or of a class that its spec does not name, or of a score beyond 0 to 1"
+        _refuse(np.asarray(wrong.any(axis=1)), how, output, batch, spec)
+    return rows
+
+
+def _refuse(wrong: NDArray[np.bool_], how: str, output: OutputSpec, batch: Batch, spec: ModelSpec) -> None:
+    if wrong.any():
+        row = int(batch.rows[np.flatnonzero(wrong)[0]])
+        raise ModelError(f"{spec.name}: output {output.name!r} {how} for patch {row} of the plan, in block {batch.block.index}")

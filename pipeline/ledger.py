@@ -154,7 +154,7 @@ def read_ledger(store: Path) -> Ledger:
         _read_plan(ledger, path)
     for folder in sorted((state / "commits").glob("*")):
         _read_records(ledger, folder)
-    ledger.bands = {band: _read_band(ledger, state / band.record) for band in _bands(store, list(spec.tables))}
+    ledger.bands = {band: _read_band(ledger, state / band.record) for band in _bands(store, list(spec.features))}
     contents = state / "contents.json"
     if contents.exists() or finished:
         _name(ledger, None, contents, _object(contents, root, problems, "record", "overwrite") or {}, "overwrite")

@@ -163,7 +163,7 @@ class _Again:
         at = np.flatnonzero(finished.rows == pick.row)
         arrays = {}
         for table, vector in self._ledger.spec.tables.items():
-            values = np.full(len(vector.channels), np.nan, vector.dtype)
+            values = np.full(len(vector.columns), np.nan, vector.dtype)
             if len(at):
                 values[:] = finished.features[vector.name][at[0]]
             arrays[f"tables/{table}_round{pick.round.index}/X"] = (pick.row, values)

@@ -23,7 +23,7 @@ from patchdrive.pipeline.maps import StoredMap
 from patchdrive.pipeline.paint import painted_maps
 from patchdrive.pipeline.plan import Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.store import OWN_IMAGES, SCHEMA
-from patchdrive.pipeline.tables import ROWS, STATES, states_of
+from patchdrive.pipeline.tables import ROWS, STATES, FoundBoxes, states_of
 from patchdrive.readers.errors import StoreError
 
 
@@ -77,9 +77,17 @@ class FoundObjects:
     """(n, 2) centres, level-0 pixels, (y, x)."""
     score: NDArray[np.float32]
     """(n,) in [0, 1]."""
+    boxes: FoundBoxes | None = None
+    """Sizes and classes, where a detection head found them."""
 
     def __len__(self) -> int:
         return len(self.score)
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """(n, 4) y, x, bottom and right edges, level-0 pixels; of things without a size their centres twice."""
+        half = np.zeros_like(self.yx) if self.boxes is None else self.boxes.size / 2
+        return np.concatenate([self.yx - half, self.yx + half], axis=1)
 
 
 class Result:
@@ -183,7 +191,7 @@ class Result:
     @cached_property
     def tables(self) -> Mapping[str, tuple[zarr.Array[Any], ...]]:
         """By the name of the model that made them, (n, D) per round, unread; NaN where not computed. Empty for models that make maps."""
-        return {name: self._arrays(name) for name in self.spec.tables}
+        return {name: self._arrays(name) for name in self.spec.features}
 
     def _arrays(self, name: str) -> tuple[zarr.Array[Any], ...]:
         rounds = {int(found[1]): path for path in (self.path / "tables").glob("*_round*") if (found := _round_of(path, name))}
@@ -222,7 +230,7 @@ class Result:
 
     @property
     def _painted(self) -> Mapping[str, StoredMap]:
-        return {one.name: one for one in painted_maps(list(self.spec.tables))}
+        return {one.name: one for one in painted_maps(list(self.spec.features))}
 
     @cached_property
     def saliency(self) -> MapView:
@@ -281,7 +289,12 @@ def _round_of(path: Path, name: str) -> re.Match[str] | None:
 
 def _objects(path: Path) -> FoundObjects:
     spatial, score = (np.asarray(zarr.open_array(store=path / name, mode="r")[:]) for name in ("obsm/spatial", "obs/score"))
-    return FoundObjects(yx=spatial[:, ::-1].astype(np.float64), score=score.astype(np.float32))
+    boxes = None
+    if (path / "obs" / "class").is_dir():
+        names = ("obs/height", "obs/width", "obs/class/codes", "obs/class/categories")
+        height, width, kind, classes = (np.asarray(zarr.open_array(store=path / name, mode="r")[:]) for name in names)
+        boxes = FoundBoxes(size=np.stack([height, width], axis=1), kind=kind, classes=tuple(classes.tolist()))
+    return FoundObjects(yx=spatial[:, ::-1].astype(np.float64), score=score.astype(np.float32), boxes=boxes)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

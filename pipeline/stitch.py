@@ -95,7 +95,7 @@ class _Rows:
         self._holed: list[Holed] = []
         self._batch_size = self._count = 0
         self._rows = np.empty(len(block.rows), np.int64)
-        self._vectors = {output.name: np.empty((len(block.rows), len(output.channels)), np.float32) for output in spec.vectors}
+        self._vectors = {output.name: np.empty((len(block.rows), len(output.columns)), np.float32) for output in spec.vectors}
 
     def add(self, value: Values) -> None:
         self._dropped.extend(value.batch.dropped)

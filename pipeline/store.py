@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
 from patchdrive.pipeline.arrays import ensure_group
+from patchdrive.pipeline.boxes import NO_BOXES, joined
 from patchdrive.pipeline.coarsen import bands_of, coarsen, create_painted
+from patchdrive.pipeline.detections import things
 from patchdrive.pipeline.drive import Outcome
 from patchdrive.pipeline.facts import begun, check_facts, done_path, remove_run
 from patchdrive.pipeline.glance import View
@@ -262,7 +264,7 @@ class ResultStore:
     def _create_round(self, index: int, plan: Plan) -> None:
         self._journal.put(self._journal.folder / "plans" / f"{index}.npz", plan.save)
         for name, vector in self._spec.tables.items():
-            tables.create_table(self._table(name, index), plan, vector.channels, vector.dtype, self._journal)
+            tables.create_table(self._table(name, index), plan, vector.columns, vector.dtype, self._journal)
 
     def _create_maps(self, frame: Frame, edge: int) -> None:
         for output in self._spec.outputs:
@@ -304,7 +306,7 @@ class ResultStore:
     def _place_features(self, table: Path, vector: OutputSpec, finished: Finished) -> dict[str, str]:
         rows = finished.block.rows
         start = int(rows[0])
-        values = np.full((len(rows), len(vector.channels)), np.nan, vector.dtype)
+        values = np.full((len(rows), len(vector.columns)), np.nan, vector.dtype)
         if len(finished.rows):
             with np.errstate(over="ignore"):
                 values[finished.rows - start] = finished.features[vector.name]
@@ -340,11 +342,23 @@ class ResultStore:
         painting = None
         if frame is not None and self._spec.vectors:
             plans = [round_.plan for round_ in self._rounds]
-            tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.tables}
+            tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.features}
             painting = Painting.of(plans, tables, frame, step)
             with self._journal.door():
                 create_painted(self.path, painting, self._journal)
+                if self.report is None:
+                    self._write_things()
         return coarsen(self.path, self._journal, painting, wants_stop)
+
+    def _write_things(self) -> None:
+        """Of a detection head: each thing once, in one table."""
+        for table, output in self._spec.boxes.items():
+            parts = [things(round_.plan, self._features(table, round_.index), output) for round_ in self._rounds]
+            found = joined([NO_BOXES, *(part for one in parts for part in one)])
+            size = np.stack([found.height, found.width], axis=1)
+            more = tables.FoundBoxes(size=size, kind=found.kind.astype(np.int8), classes=output.channels)
+            path = self.path / "tables" / f"{self._spec.name}_{output.name}"
+            tables.create_objects(path, found.centres, found.score, self._journal, more)
 
     def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows' states, the digest of every file, and last of all the report: the run is done.
@@ -373,7 +387,7 @@ class ResultStore:
     def _contents(self) -> dict[str, str]:
         """SHA-256, hex, of every file that no record names, by its path in the store."""
         records = [record for round_ in self._rounds for record in self._journal.committed(round_.index).values()]
-        records += [self._journal.read(band.record) or {} for band in bands_of(self.path, list(self._spec.tables))]
+        records += [self._journal.read(band.record) or {} for band in bands_of(self.path, list(self._spec.features))]
         named = {name for record in records for name in record.get("files", ())}
         files = {path.relative_to(self.path).as_posix(): path for path in sorted(self.path.rglob("*")) if path.is_file()}
         return {name: digest_of(path) for name, path in files.items() if name not in named}

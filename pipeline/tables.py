@@ -8,6 +8,7 @@ obsm/spatial     (n, 2)   patch centres, level-0 pixels, (x, y) as that format h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _STRINGS = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundBoxes:
+    """What is known of things found as boxes, beyond centres and scores."""
+
+    size: NDArray[np.float64]
+    """(n, 2) height and width, level-0 pixels."""
+    kind: NDArray[np.int8]
+    """(n,) index into `classes`."""
+    classes: tuple[str, ...]
+    """Names, at most 127."""
+
+
 def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, journal: Journal) -> None:
     """A table of one row per patch of the plan; X and state are filled later.
 
@@ -52,15 +65,25 @@ def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, jou
     ensure_array(path / "X", spec, _ARRAY, journal)
 
 
-def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: Journal) -> None:
-    """A table of things found: `obsm/spatial` their centres, level-0 pixels (x, y); `obs/score`; X the score once more."""
+def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: Journal, boxes: FoundBoxes | None = None) -> None:
+    """A table of things found: `obsm/spatial` their centres, level-0 pixels (x, y); `obs/score`; X the score once more.
+
+    Of boxes `obs/height`, `obs/width` and `obs/class` too.
+    """
     scores = score.astype(np.float32)
     yx = yx.astype(np.float64)
+    obs: dict[str, NDArray[Any]] = {"score": scores}
+    if boxes is not None:
+        obs |= {"height": boxes.size[:, 0], "width": boxes.size[:, 1]}
+        _categories(path / "obs" / "class", len(scores), boxes.classes, journal)
+        if len(scores):
+            journal.place(path / "obs" / "class" / "codes", [((slice(0, len(scores)),), boxes.kind)])
+    order = [*obs, *(() if boxes is None else ("class",))]
 
     def spatial(rows: slice) -> NDArray[np.float64]:
         return yx[rows, ::-1]
 
-    _create_frame(path, len(scores), obs={"score": scores}, order=("score",), columns=("score",), spatial=spatial, journal=journal)
+    _create_frame(path, len(scores), obs=obs, order=order, columns=("score",), spatial=spatial, journal=journal)
     ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
 
 

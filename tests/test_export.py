@@ -194,8 +194,8 @@ import os, signal, sys
 from patchdrive.pipeline import export_ome_tiff
 from patchdrive.pipeline.cli import main
 whole = export_ome_tiff._write
-def ended(view, mpp, path):
-    whole(view, mpp, path)
+def ended(view, mpp, path, *, finished):
+    whole(view, mpp, path, finished=finished)
     os.kill(os.getpid(), signal.SIGTERM)
 export_ome_tiff._write = ended
 sys.exit(main(["export", {str(store)!r}, "--to", "ome-tiff", "-o", {str(tmp_path)!r}]))
@@ -211,7 +211,7 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     run(maps, load_model("identity", traits_of(maps)), tmp_path / "maps.zarr", settings=RunSettings(saliency="valid"))
     run(bare, Means(), tmp_path / "bare.zarr", settings=RunSettings(saliency="valid"))
     for form in ("trident", "clam", "stamp"):
-        with pytest.raises(StoreError, match=r"maps\.zarr holds maps"):
+        with pytest.raises(StoreError, match=r"maps\.zarr holds no features"):
             export(tmp_path / "maps.zarr", form, tmp_path / "out")
         with pytest.raises(StoreError, match=r"--mpp-override"):
             export(tmp_path / "bare.zarr", form, tmp_path / "out")

@@ -16,6 +16,7 @@ from pyproj import CRS
 from patchdrive.models import load_model
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
+from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, run
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.readers import MemoryImage
@@ -40,7 +41,23 @@ PLACES = {
 }
 
 
+class Boxes:
+    """One box in each patch."""
+
+    digest = "boxes"
+    output = OutputSpec(name="things", kind="boxes", channels=("a", "b"), most=1)
+    spec = ModelSpec(name="boxes", channels=3, size=128, any_size=True, outputs=(output,))
+
+    def __call__(self, pixels):
+        return {"things": torch.tensor([[[5.0, 5, 9, 9, 0.5, 1]]]).expand(len(pixels), 1, 6)}
+
+    def to(self, device):
+        return self
+
+
 def model_of(name, source):
+    if name == "boxes":
+        return Boxes()
     if name == "drive":
         torch.manual_seed(0)
         return patchdrivenet(PatchDriveNetConfig(threshold=0.02))
@@ -51,7 +68,13 @@ def model_of(name, source):
 def documents(tmp_path_factory):
     """Metadata of a store, by place and model."""
     held = {}
-    for place, model in [*((place, "identity") for place in PLACES), ("slide", "descriptor"), ("scene", "quality"), ("slide", "drive")]:
+    for place, model in [
+        *((place, "identity") for place in PLACES),
+        ("slide", "descriptor"),
+        ("scene", "quality"),
+        ("slide", "drive"),
+        ("slide", "boxes"),
+    ]:
         source, store = image(**PLACES[place]), tmp_path_factory.mktemp("store") / "s.zarr"
         drives = {"max_patches": 5} if model == "drive" else {"saliency": "valid"}
         run(source, model_of(model, source), store, settings=RunSettings(**drives))
