@@ -31,7 +31,7 @@ FORMS: Mapping[str, Exporter] = {
     "spatialdata": to_spatialdata,
 }
 """By the names that `export --to` takes."""
-OBJECT_FORMS: Mapping[str, Callable[[Result, Path, Tracing], list[Path]]] = {"geojson": to_geojson}
+OBJECT_FORMS: Mapping[str, Callable[[Result, Path, Tracing], list[Path]]] = {"geojson": to_geojson, "geoparquet": to_geoparquet}
 """Those of them that hold objects of maps too."""
 
 

@@ -78,8 +78,7 @@ def _places(batch: Objects) -> Iterator[str]:
 
 
 def _measured(batch: Objects) -> Iterator[dict[str, float]]:
-    columns = {"area_px": batch.area, "area_um2": batch.area_um2, "probability": batch.probability}
-    held = {name: values.round(4).tolist() for name, values in columns.items() if values is not None}
+    held = {name: values.round(4).tolist() for name, values in batch.measured.items()}
     return (dict(zip(held, row, strict=True)) for row in zip(*held.values(), strict=True))
 
 

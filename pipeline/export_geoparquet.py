@@ -1,4 +1,4 @@
-"""Export for GIS, DuckDB and geopandas: patches as boxes and things found as points, one GeoParquet file for each.
+"""Export for GIS, DuckDB and geopandas: patches as boxes, things found as points, objects of maps as polygons; a GeoParquet file for each.
 
 Geometries are in world coordinates for a scene, in level-0 pixels (x right, y down) for a slide.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.geoparquet import GROUP, write_geoparquet
+from patchdrive.pipeline.objects import ObjectMap, Tracing, object_maps
 from patchdrive.pipeline.ranks import steps
 from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
 from patchdrive.pipeline.tables import STATES
@@ -33,12 +34,16 @@ _PATCHES = {
 }
 
 
-def to_geoparquet(result: Result, out: Path) -> list[Path]:
-    """`<slide>_patches.parquet`, every planned patch, and `<slide>_<name>.parquet` for each kind of thing found, as points or as boxes.
+def to_geoparquet(result: Result, out: Path, tracing: Tracing | None = None) -> list[Path]:
+    """`<slide>_patches.parquet`, every planned patch, and `<slide>_<name>.parquet` for each kind of thing found and each traced map.
+
+    Patches are boxes, things points, or boxes where a detection head found them, objects of maps polygons.
 
     Raises:
+        SettingsError: `tracing` names what is not there.
         StoreError: the store was moved without its state, which holds its plans.
     """
+    traced = () if tracing is None else object_maps(result, tracing)  # raises before a file is made
     slide, transform, crs = slide_name(result), result.transform, result.crs
     written = [out / f"{slide}_patches.parquet"]
     write_geoparquet(written[0], _patches(result.rounds, transform), columns=_PATCHES, crs=crs)
@@ -46,6 +51,10 @@ def to_geoparquet(result: Result, out: Path) -> list[Path]:
         written.append(out / f"{slide}_{name}.parquet")
         classed = {} if found.boxes is None else {"class": pa.string()}
         write_geoparquet(written[-1], _found(found, transform), columns={"score": pa.float32(), **classed}, crs=crs)
+    for one in traced:
+        written.append(out / f"{slide}_{one.name}.parquet")
+        columns = {"class": pa.string(), **dict.fromkeys(one.measured, pa.float64())}
+        write_geoparquet(written[-1], _objects(one, transform), columns=columns, crs=crs)
     return written
 
 
@@ -77,11 +86,22 @@ def _found(found: FoundObjects, transform: Affine | None) -> Iterator[_Batch]:
             yield boxes(found.corners[part], transform), {"score": found.score[part], "class": names}
 
 
+def _objects(traced: ObjectMap, transform: Affine | None) -> Iterator[_Batch]:
+    classes = np.array(traced.classes)
+    for batch in traced.objects():
+        geometry = shapely.reverse(batch.geometry) if _mirrors(transform) else batch.geometry
+        yield _placed(geometry, transform), {"class": classes[batch.kind], **batch.measured}
+
+
 def boxes(edges: NDArray[np.float64], transform: Affine | None = None) -> NDArray[Any]:
     """(n,) polygons, counter-clockwise, of (n, 4) edges as of `Plan.edges_of`; in the world, turned as it is turned, with a transform."""
     top, left, bottom, right = edges.T
-    mirrored = transform is not None and transform.determinant < 0
-    return _placed(shapely.box(left, top, right, bottom, ccw=not mirrored), transform)
+    return _placed(shapely.box(left, top, right, bottom, ccw=not _mirrors(transform)), transform)
+
+
+def _mirrors(transform: Affine | None) -> bool:
+    """Whether counter-clockwise becomes clockwise."""
+    return transform is not None and transform.determinant < 0
 
 
 def _placed(geometry: NDArray[Any], transform: Affine | None) -> NDArray[Any]:

@@ -11,7 +11,12 @@ from patchdrive.readers.errors import SettingsError
 def add_tracing(parser: argparse.ArgumentParser) -> None:
     """Options that say which objects of maps are wanted."""
     add = parser.add_argument
-    add("--objects", action="append", metavar="MAP", help="geojson: also the polygons of a map (MAP:CHANNEL); repeat it for several")
+    add(
+        "--objects",
+        action="append",
+        metavar="MAP",
+        help="geojson, geoparquet: also the polygons of a map (MAP:CHANNEL); repeat it for several",
+    )
     add("--background", action="append", metavar="CLASS", help="class of label maps that is no object; repeat it for several")
     add("--threshold", type=float, help="least probability inside an object of a probability map (default: 0.5)")
     add("--least-area", type=float, help="leave smaller objects out, level-0 pixels squared")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -63,6 +63,12 @@ class Objects:
     def __len__(self) -> int:
         return len(self.geometry)
 
+    @property
+    def measured(self) -> Mapping[str, NDArray[np.float64]]:
+        """What is known of area and probability, by the names of `ObjectMap.measured`."""
+        columns = {"area_px": self.area, "area_um2": self.area_um2, "probability": self.probability}
+        return {name: values for name, values in columns.items() if values is not None}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ObjectMap:
@@ -90,6 +96,16 @@ class ObjectMap:
     def colors(self) -> tuple[str, ...]:
         """One RRGGBB per class."""
         return self.view.colors
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What will be known of each object."""
+        um2 = ("area_um2",) if self.mpp is not None else ()
+        return ("area_px", *um2, *(("probability",) if self._weighed else ()))
+
+    @property
+    def _weighed(self) -> bool:
+        return self.probability is not None or self.channel is not None
 
     def objects(self, *, most: int = 1 << 22, rows: int = 1 << 13) -> Iterator[Objects]:
         """All objects, up to `rows` at a time, in the order of their last pixels, row by row.
@@ -132,13 +148,12 @@ class ObjectMap:
         if self.tracing.simplify > 0:
             geometry = shapely.simplify(geometry, self.tracing.simplify, preserve_topology=True)
         area = np.round(pieces.pixels * (lattice.downsample_y * lattice.downsample_x), 6)
-        known = self.probability is not None or self.channel is not None
         return Objects(
             geometry=geometry,
             kind=pieces.kind.astype(np.int64) - 1,
             area=area,
             area_um2=None if self.mpp is None else area * (self.mpp[0] * self.mpp[1]),
-            probability=pieces.weight / pieces.pixels / PROBABILITY_STEPS if known else None,
+            probability=pieces.weight / pieces.pixels / PROBABILITY_STEPS if self._weighed else None,
         )
 
 

@@ -7,14 +7,17 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio.features
 import shapely
 import torch
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pyproj import CRS
 from scipy import ndimage
 
 from patchdrive.models.types import ModelSpec, OutputSpec
@@ -181,9 +184,10 @@ class Painted:
 def painted():
     """(pixels, classes) of an image whose every 2 x 2 pixels are alike."""
     rng = np.random.default_rng(3)
-    classes = np.kron(rng.integers(0, 3, (70, 55)), np.ones((10, 12), np.int64))  # blots of 10 x 12 map pixels
+    blot = np.ones((10, 12), np.int64)  # map pixels
+    classes, chance = np.kron(rng.integers(0, 3, (40, 35)), blot), np.kron(rng.integers(0, 255, (40, 35)), blot)
     classes[rng.random(classes.shape) < 0.02] = 0
-    pixels = np.stack([classes * 10, rng.integers(130, 254, classes.shape), rng.integers(0, 255, classes.shape)], axis=2).astype(np.uint8)
+    pixels = np.stack([classes * 10, rng.integers(130, 254, classes.shape), chance], axis=2).astype(np.uint8)
     return pixels, classes
 
 
@@ -268,6 +272,30 @@ def test_exported_polygons_are_features_of_qupath(store, tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
+PLACES = {"north up": Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0), "slide": None}
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_a_gis_reads_polygons_in_the_world(painted, tmp_path, place):
+    """The sum of the areas by class is that of the map, and a polygon of the world covers the pixels of its object."""
+    transform, scene = PLACES[place], PLACES[place] is not None
+    image = MemoryImage([painted[0]], transform=transform, crs=CRS.from_epsg(32633) if scene else None, mpp=None if scene else (0.5, 0.5))
+    run(image, Painted(), tmp_path / "s-abcdef.zarr", settings=RunSettings(saliency="valid", overlap=0))
+    *_, path = export(tmp_path / "s-abcdef.zarr", "geoparquet", tmp_path / "out", tracing=Tracing(maps=("cells",), background=("none",)))
+    table = geopandas.read_parquet(path)
+    assert (table.crs is not None) == scene
+    assert list(table.columns[:-1]) == ["class", "area_px", *([] if scene else ["area_um2"]), "probability"]
+    assert table["area_px"].groupby(table["class"]).sum().to_dict() == {
+        name: (painted[1] == kind).sum() for kind, name in ((1, "lymph"), (2, "tumour"))
+    }
+    np.testing.assert_allclose(table.geometry.area, table["area_px"] * (100 if scene else 1))
+    assert table.geometry.is_valid.all()
+    assert table.geometry.exterior.is_ccw.all()
+    shapes = zip(table.geometry, table["class"].map({"lymph": 1, "tumour": 2}), strict=True)
+    drawn = rasterio.features.rasterize(shapes, out_shape=painted[1].shape, transform=transform or Affine.identity())
+    np.testing.assert_array_equal(drawn, painted[1])
+
+
 def test_the_command_line_asks_for_them(store, tmp_path, capsys):
     asked = ["export", str(store), "--to", "geojson", "-o", str(tmp_path)]
     assert (
@@ -294,7 +322,7 @@ def test_the_command_line_asks_for_them(store, tmp_path, capsys):
         (["--objects", "cells", "--background", "glass"], "no class 'glass' to be the background; the label maps have none, lymph, tumour"),
         (["--objects", "cells", "--threshold", "50"], "above 0 and at most 1, got 50"),
         (["--objects", "cells", "--simplify", "-1"], "at least 0, got 0 and -1"),
-        (["--objects", "cells", "--to", "ome-tiff"], "does not go with the form 'ome-tiff'; it does with geojson"),
+        (["--objects", "cells", "--to", "ome-tiff"], "does not go with the form 'ome-tiff'; it does with geojson, geoparquet"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(store, tmp_path, capsys, options, said):
