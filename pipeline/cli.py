@@ -151,7 +151,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--patch-size", type=int, help="footprint of a patch, target pixels (default: the model's)")
     add("--overlap", type=int, help="patch side minus stride, target pixels (default: what the model needs)")
     add("--saliency", help="tissue, valid, complexity or module:function (default: tissue for slides, valid for scenes)")
-    add("--regions", help="look inside these polygons only: a GeoJSON file, or a folder with one for each image")
+    add("--regions", help="look inside these polygons, or this mask, only: a GeoJSON or raster file, or a folder with one for each image")
     add("--select", choices=("grid", "topk"), default="grid", help="every patch worth reading, or the best --max-patches")
     add("--coords", help="take these patches instead: an .h5 of TRIDENT or CLAM, or a folder with one for each slide")
     add("--max-patches", type=int, help="most patches topk or a driving model may ask for")

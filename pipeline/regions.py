@@ -21,12 +21,14 @@ from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 
 from patchdrive.pipeline.belonging import file_of
+from patchdrive.pipeline.region_mask import RegionMask
 from patchdrive.readers import Image, Level
 from patchdrive.readers.errors import SettingsError
 
 _LONGITUDE_LATITUDE = "OGC:CRS84"
 """What GeoJSON is in where it does not say (RFC 7946)."""
-_PLACES = ("{}.geojson", "{}.geojson.gz", "{}.json")
+_RASTERS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jp2", ".vrt")
+_PLACES = ("{}.geojson", "{}.geojson.gz", "{}.json", "{}.png")  # a .tif of that name may be the image itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,17 +72,20 @@ class Regions:
         return np.asarray(inside)
 
 
-def read_regions(where: str, source: str) -> Regions:
-    """The polygons drawn for one image.
+def read_regions(where: str, source: str) -> Regions | RegionMask:
+    """The polygons drawn for one image, or its mask.
 
     Args:
-        where: a GeoJSON file, gzipped or not, or a folder with `<image>.geojson`, `.geojson.gz` or `.json` in it.
+        where: a GeoJSON file, gzipped or not, or a raster, or a folder with `<image>.geojson`, `.geojson.gz`, `.json` or
+            `.png` in it.
         source: the image's path; it is called by its file name without the suffix.
 
     Raises:
         SettingsError: there is no such file, it is no GeoJSON, or holds no polygon.
     """
     path = file_of(where, source, _PLACES, option="--regions")
+    if path.suffix.lower() in _RASTERS:
+        return RegionMask(path=path)
     try:
         data = path.read_bytes()
         held = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from pyproj import CRS
 from rasterio.warp import transform as to_crs
 
 from patchdrive.models.config import PatchDriveNetConfig
@@ -19,6 +20,7 @@ from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.cli import main
 from patchdrive.pipeline.glance import check
+from patchdrive.pipeline.region_mask import RegionMask
 from patchdrive.pipeline.regions import read_regions
 from patchdrive.readers import MemoryImage, open_image
 from patchdrive.readers.errors import SettingsError, StoreError
@@ -202,3 +204,58 @@ def test_what_was_exported_for_qupath_is_taken_as_regions(tmp_path):
     (path,) = tmp_path.glob("*_patches.geojson.gz")
     inside = read_regions(str(path), "x").over(slide(), slide().levels[0])
     assert inside.sum() == 5 * 50 * 50
+
+
+def mask(path, shape, part, **place):
+    """A raster that is 7 in `part`, 0 elsewhere."""
+    pixels = np.zeros(shape, np.uint8)
+    pixels[part] = 7
+    profile = {"driver": "PNG" if path.suffix == ".png" else "GTiff", "height": shape[0], "width": shape[1], "count": 1, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile, **place) as file:
+        file.write(pixels, 1)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("fine", [1, 5, 20], ids=str)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_mask_of_any_size_says_where_to_look(tmp_path, fine, suffix):
+    """(200, 300) to (400, 650), a hundred of whose rows and columns are five pixels of the coarsest mask."""
+    path = mask(tmp_path / f"m.{suffix}", (1000 // fine, 1200 // fine), (slice(200 // fine, 400 // fine), slice(300 // fine, 640 // fine)))
+    run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", regions=path))
+    wanted = {(y, x) for y in range(0, 1000, 50) for x in range(0, 1200, 50) if y < 400 and y + 50 > 200 and x < 640 and x + 50 > 300}
+    assert corners(tmp_path / "s.zarr") == wanted
+
+
+def test_a_thing_of_one_pixel_of_a_fine_mask_is_not_lost():
+    image = slide()
+    with rasterio.MemoryFile() as held:
+        with held.open(driver="GTiff", height=1000, width=1200, count=1, dtype="uint8", transform=Affine.scale(2)) as file:
+            pixels = np.zeros((1000, 1200), np.uint8)
+            pixels[333, 777] = 1
+            file.write(pixels, 1)
+        inside = RegionMask(path=held.name).over(image, image.levels[1])
+    assert np.argwhere(inside).tolist() == [[33, 77]]
+
+
+def test_a_placed_mask_lies_where_its_crs_says(tmp_path):
+    pixels = np.random.default_rng(0).integers(40, 200, (400, 600, 3)).astype(np.uint8)
+    image = MemoryImage([pixels], transform=Affine(10, 0, 5e5, 0, -10, 5e6), crs=CRS.from_epsg(32633))
+    place = {"transform": Affine(20, 0, 5e5 + 1000, 0, -20, 5e6 - 500), "crs": "EPSG:32633"}
+    path = mask(tmp_path / "m.tif", (50, 60), (slice(10, 20), slice(30, 35)), **place)  # rows 70 to 90, columns 160 to 170
+    inside = read_regions(path, "x").over(image, image.levels[0])
+    assert np.argwhere(inside).min(axis=0).tolist() == [70, 160]
+    assert np.argwhere(inside).max(axis=0).tolist() == [89, 169]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_mask_of_another_shape_or_of_nothing_is_refused(tmp_path):
+    everything = (slice(None), slice(None))
+    for shape, part, said in [((100, 100), everything, "covers the whole image"), ((100, 120), (slice(0), slice(0)), "none of it lies on")]:
+        path = mask(tmp_path / "m.png", shape, part)
+        with pytest.raises(SettingsError, match=said):
+            run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=path))
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    with pytest.raises(SettingsError, match="cannot be read as an image"):
+        run(slide(), Means(), tmp_path / "s.zarr", settings=RunSettings(regions=str(tmp_path / "torn.png")))
+    assert not (tmp_path / "s.zarr").exists()
