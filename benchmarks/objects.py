@@ -3,8 +3,8 @@
 Nuclei: the masks of dsb2018, set into a mosaic with the nuclei that touch in different classes, run in map blocks of three sizes and
 traced in windows of three sizes; each object is compared with that of GDAL's polygonizer over the whole mosaic. Trees: the boxes of
 deepforest_neon in a mosaic, seen in overlapping patches by a detector that gives each box it sees, cut at the patch, and merged block by
-block at three block sizes; compared with a loop over all pairs. Polygons: a slide of a million small nuclei, run once, exported to
-GeoJSON by `patchdrive export` in a process of its own.
+block at three block sizes; compared with a loop over all pairs; and as the detection head of whole runs, patches of three overlaps.
+Polygons: a slide of a million small nuclei, run once, exported to GeoJSON by `patchdrive export` in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.boxes import Boxes, joined, overlapping, suppress_parts
 from patchdrive.pipeline.objects import Tracing, object_maps
-from patchdrive.readers import open_image
+from patchdrive.readers import MemoryImage, open_image
 
 DATA = Path(os.environ.get("PATCHDRIVE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "labelled"
 CLASSES = 6
@@ -271,6 +271,57 @@ def merged_trees() -> list[dict[str, Any]]:
     return found
 
 
+class Forester:
+    """A detection head that knows the trees: an image of places, y and x in its two channels, tells it where a patch lies."""
+
+    digest = "forester"
+
+    def __init__(self, boxes: NDArray[np.float64]) -> None:
+        self._boxes, most = boxes, 256
+        output = OutputSpec(name="trees", kind="boxes", channels=("tree",), most=most, iou=RIVALS)
+        self.spec = ModelSpec(name="forester", channels=2, size=PATCH, outputs=(output,), resampling="nearest")
+
+    def __call__(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        given = torch.zeros(len(pixels), self.spec.outputs[0].most, 6)
+        for slots, patch in zip(given, pixels, strict=True):
+            y, x = (int(place) for place in patch[:, 0, 0])
+            found = seen(self._boxes, y, x)
+            columns = (found.y - y, found.x - x, found.height, found.width, found.score)
+            slots[: len(found), :5] = torch.from_numpy(np.stack(columns, axis=1))
+        return {"trees": given}
+
+    def to(self, _device: str) -> Forester:
+        return self
+
+
+def trees_by_run(folder: Path) -> list[dict[str, Any]]:
+    """The same trees through a whole run, patches of three overlaps."""
+    annotated = trees()
+    boxes = np.array(annotated, np.float64)
+    bottom, right = (int(extent) for extent in (boxes[:, :2] + boxes[:, 2:]).max(axis=0))
+    places = np.stack(np.meshgrid(np.arange(bottom), np.arange(right), indexing="ij"), axis=2).astype(np.uint16)
+    found = []
+    for overlap in (OVERLAP, PATCH // 4, 3 * PATCH // 4):
+        store = folder / f"trees-{overlap}.zarr"
+        image = MemoryImage([places], mpp=(0.1, 0.1), channels=("y", "x"))
+        run(image, Forester(boxes), store, settings=RunSettings(saliency="valid", overlap=overlap, device="cpu"))
+        result = open_result(store)
+        corners = result.objects["trees"].corners.tolist()
+        kept = [(top, left, low - top, far - left, 1.0) for top, left, low, far in corners]
+        best = [max(box_iou((*map(float, box), 1.0), one) for one in kept) for box in annotated]
+        found.append(
+            {
+                "overlap": overlap,
+                "patches": len(result.patches.y),
+                "annotated": len(annotated),
+                "things": len(kept),
+                "trees_with_iou_1": int(np.sum(np.array(best) > 1 - 1e-9)),
+                "least_iou_of_a_tree": round(min(best), 3),
+            }
+        )
+    return found
+
+
 def small_nuclei(held: Masks) -> list[NDArray[np.bool_]]:
     """Masks of nuclei in one part that fit between two places of the pitch."""
     shapes = []
@@ -366,6 +417,9 @@ def main() -> int:
             print(one, flush=True)
         results["trees"] = merged_trees()
         for one in results["trees"]:
+            print(one, flush=True)
+        results["trees_by_run"] = trees_by_run(Path(folder))
+        for one in results["trees_by_run"]:
             print(one, flush=True)
         results["polygons"] = many_polygons(held, count, Path(folder) / "polygons")
         print(results["polygons"])
