@@ -8,8 +8,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PEERS  := $(VENV)/peers
 FIELD  := $(VENV)/peers-engine
+OTHERS := $(VENV)/interop
+# rasterio 1.5 brings GDAL 3.12 and asks for Python 3.12: make interop PYTHON312=/path/to/python3.12
+PYTHON312 ?= python3.12
 
-.PHONY: demo test test-slow lint bench chaos docs clean
+.PHONY: demo test test-slow lint interop bench chaos docs clean
 
 $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14)) or print("python", sys.version.split()[0])' \
@@ -52,6 +55,32 @@ $(FIELD)/.ready: benchmarks/engine-peers.txt | $(STAMP)
 bench: $(VENV)/.bench $(if $(filter engine,$(NAME)),$(FIELD)/.ready)
 	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
+$(OTHERS)/.ready: tests/interop/peers.txt | $(STAMP)
+	$(PYTHON) -m venv $(OTHERS)
+	$(OTHERS)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# A shim of pyenv is found and does not start: so it is started, once, to see.
+$(OTHERS)-312/.ready: tests/interop/peers-312.txt
+	$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 12))' \
+		|| (echo "GDAL 3.12 needs Python 3.12 or later; set PYTHON312=/path/to/python3.12" >&2; exit 1)
+	$(PYTHON312) -m venv $(OTHERS)-312
+	$(OTHERS)-312/bin/pip install --quiet --requirement $<
+	touch $@
+
+# wsidata asks for a torch: the one that is here already.
+$(OTHERS)-spatialdata/.ready: tests/interop/peers-spatialdata.txt | $(STAMP)
+	$(PYTHON) -m venv $(OTHERS)-spatialdata
+	$(OTHERS)-spatialdata/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(OTHERS)-spatialdata/bin/pip install --quiet --requirement $<
+	touch $@
+
+# Who opens what a run leaves. An environment that cannot be made is named in the table, and its consumers count as failed.
+interop: $(STAMP)
+	-$(MAKE) --no-print-directory --keep-going $(OTHERS)/.ready $(OTHERS)-312/.ready $(OTHERS)-spatialdata/.ready
+	rm -rf interop-out
+	$(BIN)/python tests/interop/run.py interop-out
+
 # SIGKILL at N random instants, and the same bytes each time
 N ?= 200
 chaos: $(STAMP)
@@ -61,4 +90,4 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) demo-out docs/_build
+	rm -rf $(VENV) demo-out interop-out docs/_build

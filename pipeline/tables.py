@@ -28,6 +28,16 @@ _NAME_CHUNK = 1 << 17
 """Rows of a chunk of names, and the least that are made at a time: texts take 150 bytes each while they are encoded."""
 _SPATIAL_CHUNK, _MOST_CHUNKS = 1024, 1024
 """Rows of a chunk of obsm, as long as that makes no more chunks than this: each is a file, made safe by itself."""
+_TABLE = {
+    "encoding-type": "anndata",
+    "encoding-version": "0.1.0",
+    "spatialdata-encoding-type": "ngff:regions_table",
+    "version": "0.2",
+    "region": None,
+    "region_key": None,
+    "instance_key": None,
+}
+"""spatialdata reads no table without a version; of `region`, that it annotates no shapes, for there are none in the store."""
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
 _STRINGS = {"encoding-type": "string-array", "encoding-version": "0.2.0"}
 
@@ -115,7 +125,7 @@ def _create_frame(
     spatial: Callable[[slice], NDArray[np.float64]],
     journal: Journal,
 ) -> None:
-    ensure_group(path, {"encoding-type": "anndata", "encoding-version": "0.1.0"}, journal)
+    ensure_group(path, _TABLE, journal)
     for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
         ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"}, journal)
     frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
