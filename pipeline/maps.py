@@ -5,6 +5,7 @@ probability: uint8, value = round(p * 254), 255 = none.   label: uint8, 255 = no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ PROBABILITY_STEPS = 254
 """Stored value of probability 1."""
 _AT_ONCE = 1 << 18
 """Cells encoded at once: what is held meanwhile stays small, however large a block is."""
+_RGB = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
 _PALETTE = ("4E79A7", "F28E2B", "59A14F", "E15759", "B07AA1", "76B7B2", "EDC948", "9C755F", "FF9DA7", "BAB0AC")
 
 
@@ -65,7 +67,7 @@ def stored_maps(output: OutputSpec, *, all_classes: bool) -> tuple[StoredMap, ..
     Raises:
         ModelError: more classes than a uint8 label map can name.
     """
-    colors = output.colors or tuple(_PALETTE[index % len(_PALETTE)] for index in range(len(output.channels)))
+    colors = output.colors or _usual_colors(output.channels)
     probability = StoredMap(
         name=output.name,
         folder="images",
@@ -90,6 +92,14 @@ def stored_maps(output: OutputSpec, *, all_classes: bool) -> tuple[StoredMap, ..
         probability, name=f"{output.name}_valid", folder="labels", channels=("invalid", "valid"), colors=("000000", "FFFFFF"), kind="label"
     )
     return (image, replace(valid, fill=None))
+
+
+def _usual_colors(channels: Sequence[str]) -> tuple[str, ...]:
+    """Red, green and blue by their names; else colours that differ."""
+    names = [name.lower() for name in channels]
+    if {"red", "green", "blue"} <= set(names):
+        return tuple(_RGB.get(name, "FFFFFF") for name in names)
+    return tuple(_PALETTE[index % len(_PALETTE)] for index in range(len(names)))
 
 
 def encode(output: OutputSpec, part: MapPart, stored: StoredMap) -> NDArray[Any]:

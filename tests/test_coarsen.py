@@ -189,3 +189,7 @@ def test_what_no_record_names_is_in_the_contents_and_the_bands_are_not(tmp_path)
     chunks = {name for name in tree(result.path) if "/map/c/" in name and "light" in name}
     assert chunks
     assert not chunks & contents.keys()
+
+
+def test_channels_called_red_green_and_blue_are_shown_so(tmp_path):
+    assert make(tmp_path, "identity", scene(mpp=(0.5, 0.5))).maps["image"].colors == ("FF0000", "00FF00", "0000FF")
