@@ -98,9 +98,8 @@ def run(
             answer = step(drive, result.features(answer))
         if answer is not None:
             result.put_outcome(answer, view)
-        layout, grid = layout_of(encoder.spec, settings), next((plan.grid for plan in plans if len(plan)), None)
-        with timings.stage("coarsen"):
-            if not result.coarsen(None if grid is None else view.frame(grid), layout.stride / layout.side, engine.watcher.wants_stop):
+        with timings.stage("derive"):
+            if not result.derive(view, layout_of(encoder.spec, settings), engine.watcher.wants_stop):
                 return engine.report(plans, partial=True)
         if stamp(image) not in {None, opened}:
             raise SourceChangedError(

@@ -34,7 +34,7 @@ from patchdrive.pipeline.map_arrays import create_map, place_map, write_map
 from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
 from patchdrive.pipeline.metadata import Frame
 from patchdrive.pipeline.paint import SCORES, Painting
-from patchdrive.pipeline.plan import Block, Plan, feature_blocks, map_blocks
+from patchdrive.pipeline.plan import Block, Layout, Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.provenance import provenance
 from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.stitch import Finished, MapPart
@@ -331,23 +331,27 @@ class ResultStore:
         for stored in stored_maps(output, all_classes=self._all_classes):
             write_map(self.path, stored, frame, encode(output, MapPart(values=values, valid=valid), stored), self._journal)
 
-    def coarsen(self, frame: Frame | None, step: float, wants_stop: Callable[[], bool]) -> bool:
-        """Paint patches to maps, and build the coarser levels of all maps; False where a stop was wished for before their end.
+    def derive(self, view: View, layout: Layout, wants_stop: Callable[[], bool]) -> bool:
+        """What follows from patches that are all done: things of their boxes, painted maps, and the coarser levels of all maps.
 
         Args:
-            frame: of the first round's target grid; None where there is no patch.
-            step: share of a patch's side from one patch to the next.
+            view: the image.
+            layout: of the patches.
             wants_stop: asked again and again.
+
+        Returns:
+            Whether it is all there; False where a stop was wished for before.
         """
+        plans = [round_.plan for round_ in self._rounds]
         painting = None
-        if frame is not None and self._spec.vectors:
-            plans = [round_.plan for round_ in self._rounds]
-            tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.features}
-            painting = Painting.of(plans, tables, frame, step)
+        if self._spec.vectors:
             with self._journal.door():
-                create_painted(self.path, painting, self._journal)
                 if self.report is None:
                     self._write_things()
+                if any(len(plan) for plan in plans):
+                    tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.features}
+                    painting = Painting.of(plans, tables, view.frame(plans[0].grid), layout.stride / layout.side)
+                    create_painted(self.path, painting, self._journal)
         return coarsen(self.path, self._journal, painting, wants_stop)
 
     def _write_things(self) -> None:

@@ -167,3 +167,10 @@ def test_boxes_alone_say_how_many_there_are():
     with pytest.raises(ModelError, match="most"):
         OutputSpec(name="a", kind="vector", channels=("a",), most=3)
     assert ModelSpec.from_dict(json.loads(json.dumps(Detector.spec.to_dict()))) == Detector.spec
+
+
+def test_of_an_empty_image_there_are_no_things_but_a_table(tmp_path):
+    empty = MemoryImage([np.zeros((300, 300, 1), np.uint8)], nodata=0.0, mpp=(0.5, 0.5))
+    run(empty, Detector(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid"))
+    found = open_result(tmp_path / "s.zarr").objects["things"]
+    assert (len(found), found.boxes.classes, found.corners.shape) == (0, ("barrel", "crate"), (0, 4))
