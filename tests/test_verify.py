@@ -153,7 +153,7 @@ def _small_blocks():
     """Blocks of 64 cells of the finest map, 256 target pixels: several of them, of a small image, whose maps have coarser levels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "_EDGES", (64,))
-        patch.setattr(metadata, "_LEAST_SIDE", 16)
+        patch.setattr(metadata, "_LEAST_SIDE", 48)
         yield
 
 
@@ -310,7 +310,11 @@ MENDED: dict[str, tuple[Callable[[Job], None], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", MENDED)
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [(store, name) for name in MENDED for store in ("features", "maps") if store == "maps" or "coarser" not in name],
+    indirect=["job"],
+)
 def test_what_can_be_mended_is_found_named_and_mended(job, name):
     damage, kind, words = MENDED[name]
     whole = tree(job.store)
