@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import tables
 from patchdrive.pipeline.arrays import ensure_group
-from patchdrive.pipeline.boxes import NO_BOXES, joined
-from patchdrive.pipeline.coarsen import bands_of, coarsen, create_painted
-from patchdrive.pipeline.detections import things
+from patchdrive.pipeline.coarsen import bands_of
+from patchdrive.pipeline.derive import draw_maps, painting_of, write_things
 from patchdrive.pipeline.drive import Outcome
 from patchdrive.pipeline.facts import begun, check_facts, done_path, remove_run
 from patchdrive.pipeline.glance import View
@@ -33,7 +32,7 @@ from patchdrive.pipeline.lease import PACE, Pace
 from patchdrive.pipeline.map_arrays import create_map, place_map, write_map
 from patchdrive.pipeline.maps import StoredMap, encode, stored_maps
 from patchdrive.pipeline.metadata import Frame
-from patchdrive.pipeline.paint import SCORES, Painting
+from patchdrive.pipeline.paint import SCORES
 from patchdrive.pipeline.plan import Block, Layout, Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.provenance import provenance
 from patchdrive.pipeline.shard import WHOLE, Shard
@@ -343,26 +342,11 @@ class ResultStore:
             Whether it is all there; False where a stop was wished for before.
         """
         plans = [round_.plan for round_ in self._rounds]
-        painting = None
-        if self._spec.vectors:
-            with self._journal.door():
-                if self.report is None:
-                    self._write_things()
-                if any(len(plan) for plan in plans):
-                    tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.features}
-                    painting = Painting.of(plans, tables, view.frame(plans[0].grid), layout.stride / layout.side)
-                    create_painted(self.path, painting, self._journal)
-        return coarsen(self.path, self._journal, painting, wants_stop)
-
-    def _write_things(self) -> None:
-        """Of a detection head: each thing once, in one table."""
-        for table, output in self._spec.boxes.items():
-            parts = [things(round_.plan, self._features(table, round_.index), output) for round_ in self._rounds]
-            found = joined([NO_BOXES, *(part for one in parts for part in one)])
-            size = np.stack([found.height, found.width], axis=1)
-            more = tables.FoundBoxes(size=size, kind=found.kind.astype(np.int8), classes=output.channels)
-            path = self.path / "tables" / f"{self._spec.name}_{output.name}"
-            tables.create_objects(path, found.centres, found.score, self._journal, more)
+        tables = {name: [self._features(name, index) for index in range(len(plans))] for name in self._spec.tables}
+        with self._journal.door():
+            if self.report is None:
+                write_things(self.path, self._spec, plans, tables, self._journal)
+        return draw_maps(self.path, painting_of(self._spec, plans, tables, view, layout), self._journal, wants_stop)
 
     def finish(self, report: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows' states, the digest of every file, and last of all the report: the run is done.
