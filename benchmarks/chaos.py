@@ -105,7 +105,8 @@ def wait(children: dict[int, int], tally: Tally, what: str) -> None:
 
 
 def records(out: Path) -> list[Path]:
-    return list(out.glob("*.patchdrive/commits/*/*.json"))
+    """Of blocks, and of bands of painted maps and coarser levels."""
+    return [*out.glob("*.patchdrive/commits/*/*.json"), *out.glob("*.patchdrive/coarse/*/*/*.json")]
 
 
 def tree(out: Path) -> dict[str, str]:
