@@ -134,7 +134,7 @@ def asked_twice(lab: Lab, row: Row) -> None:
     process = lab.begin(lab.command(out), gate.environment)
     gate.reached(out)
     os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(0.8)
     asked = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     row.met(process.wait(), codes=(75,), words="finishing the block in hand")

@@ -19,6 +19,8 @@ from patchdrive.readers.errors import ModelError
 from patchdrive.readers.geometry import Level
 
 OutputKind = Literal["vector", "boxes", "probability", "classes", "image"]
+_MOST_CLASSES = 127
+"""Of boxes: a class is stored as int8, as AnnData's categories are."""
 BOX = ("y", "x", "height", "width", "score", "class")
 """What a detection head says of a box: its upper left corner and its size in input pixels, how sure it is, 0 to 1, and its class."""
 
@@ -76,6 +78,8 @@ class OutputSpec:
                 f"{self.name} is of kind {self.kind}: boxes alone say how many (`most`) of a patch are given, got {self.most}, "
                 f"and an iou from 0 to below 1, got {self.iou:g}"
             )
+        if self.kind == "boxes" and len(self.channels) > _MOST_CLASSES:
+            raise ModelError(f"{self.name}: boxes are of at most {_MOST_CLASSES} classes, got {len(self.channels)}")
 
     @property
     def by_rows(self) -> bool:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -68,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TRY_AGAIN
     except _USAGE_ERRORS as error:
         _say(f"patchdrive: {error}")
+        return USAGE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say(f"patchdrive: {error.filename} ({error.strerror}): see that it can be read, or written, or choose another folder")
         return USAGE
     except PatchdriveError as error:
         _say(f"patchdrive: {error}")
@@ -198,6 +204,10 @@ def _device_memory(text: str) -> float:
     return float(text) if re.fullmatch(r"0?\.\d+|1|1\.0", text) else parse_bytes(text)
 
 
+_ECHO = 0.5
+"""Seconds in which a signal that comes again is the same one: `timeout` sends it to the process, and once more to its group."""
+
+
 class _Stop:
     """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more; the second time
     the process ends at once, which costs the block in hand and nothing else.
@@ -215,11 +225,13 @@ class _Stop:
         self._listener.start()
 
     def _listen(self) -> None:
+        heard = 0.0
         while number := self._ear.recv(1):
-            if number[0] not in self._before:
+            if number[0] not in self._before or time.monotonic() - heard < _ECHO:
                 continue
             if self.asked.is_set():
                 os._exit(TRY_AGAIN)
+            heard = time.monotonic()
             self.asked.set()
             _say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
 

@@ -27,10 +27,24 @@ class Coords:
 
     path: Path
     """Of the file."""
+    size: tuple[int, int] | None
+    """Rows and columns of the slide's level 0, where the file says them."""
     yx: NDArray[np.int64]
     """(n, 2) level-0 pixels of the top-left corners, (y, x)."""
     side: float
     """Of a patch, level-0 pixels."""
+
+    def require_slide(self, base: Level, source: str) -> None:
+        """
+        Raises:
+            SettingsError: the file says another size of level 0 than `base`, that of `source`.
+        """
+        if self.size is not None and self.size != (base.height, base.width):
+            theirs = f"{self.size[0]} x {self.size[1]}"
+            raise SettingsError(
+                f"--coords {self.path} is of a slide of {theirs} pixels (height x width), {source} has {base.height} x {base.width}: "
+                "it is another slide's"
+            )
 
     @property
     def digest(self) -> str:
@@ -52,7 +66,9 @@ def read_coords(where: str, source: str) -> Coords:
     try:
         with h5py.File(path) as file:
             found = file["coords"]
-            xy, side = np.asarray(found[:]), _side(dict(found.attrs), path)
+            xy, about = np.asarray(found[:]), dict(found.attrs)
+        side = _side(about, path)
+        size = (int(about["level0_height"]), int(about["level0_width"])) if {"level0_height", "level0_width"} <= about.keys() else None
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"--coords {path} cannot be read ({error}); it is to be an .h5 file with `coords`, as TRIDENT or CLAM write"
@@ -61,7 +77,7 @@ def read_coords(where: str, source: str) -> Coords:
         raise SettingsError(f"--coords {path}: `coords` is to be integer, (n, 2), got {xy.dtype} {xy.shape}")
     if xy.dtype == np.uint64:
         xy = np.minimum(xy, np.uint64(2**62))  # what signed numbers cannot hold is outside any image
-    return Coords(path=path, yx=xy[:, ::-1].astype(np.int64), side=side)
+    return Coords(path=path, size=size, yx=xy[:, ::-1].astype(np.int64), side=side)
 
 
 def plan_of(coords: Coords, grid: Level, side: int) -> Plan:

@@ -14,7 +14,7 @@ from patchdrive.pipeline.export_slides import to_clam, to_stamp, to_trident
 from patchdrive.pipeline.export_spatialdata import to_spatialdata
 from patchdrive.pipeline.objects import Tracing
 from patchdrive.pipeline.result import Result, open_result
-from patchdrive.readers.errors import SettingsError
+from patchdrive.readers.errors import SettingsError, StoreError
 
 Exporter = Callable[[Result, Path], list[Path]]
 """Writes one form of a result into a folder, and says which files."""
@@ -53,8 +53,11 @@ def export(store: Path | str, form: str, out: Path | str, *, tracing: Tracing | 
     """
     if form not in FORMS:
         raise SettingsError(f"there is no form {form!r} to export to; there are {', '.join(FORMS)}")
-    if tracing is None:
-        return FORMS[form](open_result(store), Path(out))
-    if form not in OBJECT_FORMS:
+    if tracing is not None and form not in OBJECT_FORMS:
         raise SettingsError(f"--objects does not go with the form {form!r}; it does with {', '.join(OBJECT_FORMS)}")
-    return OBJECT_FORMS[form](open_result(store), Path(out), tracing)
+    try:
+        if tracing is None:
+            return FORMS[form](open_result(store), Path(out))
+        return OBJECT_FORMS[form](open_result(store), Path(out), tracing)
+    except RuntimeError as error:  # of a chunk's checksum
+        raise StoreError(f"{store} cannot be read ({error}); `patchdrive verify` says what is wrong with it") from error

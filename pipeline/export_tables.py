@@ -111,6 +111,8 @@ def tables_of(result: Result) -> list[Table]:
     name = result.path.name
     if not result.spec.features:
         raise StoreError(f"{name} holds no features (but maps, or boxes), which this form is for; export it --to another form")
+    if result.facts["source"]["kind"] == "scene":
+        raise StoreError(f"{name} is of a scene, and this form is for slides; --to anndata, geoparquet, geojson do")
     if result.mpp is None:
         raise StoreError(f"{name} does not say how many µm a pixel is, which this form is told; run it again with --mpp-override")
     rounds = result.rounds

@@ -106,7 +106,9 @@ def check(image: Image, spec: ModelSpec, settings: RunSettings, *, drives: bool)
         read_regions(settings.regions, image.source).over(image, target_grid(base, small, small))
     grid, layout = patch_grid(image, spec, settings), layout_of(spec, settings)
     if settings.coords is not None:
-        plan_of(read_coords(settings.coords, image.source), grid, layout.side)
+        coords = read_coords(settings.coords, image.source)
+        coords.require_slide(image.levels[0], image.source)
+        plan_of(coords, grid, layout.side)
 
 
 def glance(image: Image, settings: RunSettings) -> View:

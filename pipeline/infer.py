@@ -243,13 +243,15 @@ def _checked(tensor: Tensor, output: OutputSpec, batch: Batch, spec: ModelSpec) 
         values = values[batch.places]
     if not output.by_rows:
         return values
-    rows = values.reshape(len(values), -1)
-    _refuse(~np.isfinite(rows).all(axis=1), "is not finite", output, batch, spec)
     if output.kind == "boxes":
-        wrong = (values[..., 4] < 0) | (values[..., 4] > 1) | ~np.isin(values[..., 5], np.arange(len(output.channels)))
-        wrong |= (values[..., 4] > 0) & ~(values[..., 2:4] > 0).all(axis=2)
+        score = values[..., 4]
+        values = np.where((score == 0)[..., None], np.float32(0), values)  # not there, whatever else is said of it
+        wrong = (score < 0) | (score > 1) | ~np.isin(values[..., 5], np.arange(len(output.channels)))
+        wrong |= (score > 0) & ~(values[..., 2:4] > 0).all(axis=2)
         how = "has a box without extent, or of a class that its spec does not name, or of a score beyond 0 to 1"
         _refuse(np.asarray(wrong.any(axis=1)), how, output, batch, spec)
+    rows = values.reshape(len(values), -1)
+    _refuse(~np.isfinite(rows).all(axis=1), "is not finite", output, batch, spec)
     return rows
 
 

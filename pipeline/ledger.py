@@ -21,8 +21,7 @@ from patchdrive.pipeline.tables import ROWS
 from patchdrive.readers.errors import ModelError, StoreError
 
 _TABLE_CHUNK = re.compile(r"tables/[^/]+_round(\d+)/X/c/(\d+)/\d+")
-COARSE_CHUNK = re.compile(r"(?:images|labels)/[^/]+/[1-9]\d*/map/c(?:/\d+){2,3}")
-"""Of a coarser level."""
+_CHUNK = re.compile(r"(.+)/c(?:/\d+)+")
 _MAP_CHUNK = re.compile(r"((?:images|labels)/([^/]+)/0/map)/c((?:/\d+){2,3})")
 
 
@@ -102,6 +101,18 @@ class Ledger:
         y, x = (place * size * scale // self.sizes.edge for place, size in zip(places[-2:], chunk[-2:], strict=True))
         block = self._squares.get((y, x))
         return None if block is None else (0, block)
+
+    def derived(self, name: str) -> bool:
+        """Whether a chunk file is of a painted map, of a coarser level or of the things of boxes: the end of every run makes it anew."""
+        chunk = _CHUNK.fullmatch(name)
+        if chunk is None:
+            return False
+        things = (f"tables/{self.spec.name}_{output.name}/" for output in self.spec.boxes.values())
+        return chunk[1] in self._band_arrays or any(name.startswith(table) for table in things)
+
+    @cached_property
+    def _band_arrays(self) -> frozenset[str]:
+        return frozenset(band.array for band in self.bands)
 
     def tell(self, path: Path, what: str, owner: tuple[int, int] | None, cure: Cure = "mend") -> None:
         """Something is wrong with the record at `path`."""

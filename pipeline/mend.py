@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from patchdrive.pipeline.journal import Journal, sync
-from patchdrive.pipeline.ledger import COARSE_CHUNK, Ledger, read_ledger
+from patchdrive.pipeline.ledger import Ledger, read_ledger
 from patchdrive.pipeline.problems import Verdict
 from patchdrive.readers.errors import StoreError
 
@@ -13,7 +13,7 @@ from patchdrive.readers.errors import StoreError
 def mend(verdict: Verdict) -> int:
     """Drop the records and the files of every block that `verdict` found wrong, and the report: the run is unfinished again.
 
-    The coarser levels of maps go too: what they are made of may be other than it was.
+    What the end of every run makes, painted maps and coarser levels, goes too: what it is made of may be other than it was.
 
     Done in an order that a kill may cut anywhere: whatever is left, `verify` finds the same blocks wrong, or they are computed again.
 
@@ -54,9 +54,9 @@ def _take_back(verdict: Verdict) -> int:
 
 
 def _files_of(ledger: Ledger, blocks: set[tuple[int, int]]) -> list[str]:
-    """Every file in the place of one of these blocks, named or not, and of the coarser levels of maps."""
+    """Every file in the place of one of these blocks, named or not, and of what the end of every run makes."""
     there = [path.relative_to(ledger.path).as_posix() for path in ledger.path.rglob("*") if not path.is_dir()]
-    return [name for name in there if ledger.owner(name) in blocks or COARSE_CHUNK.fullmatch(name)]
+    return [name for name in there if ledger.owner(name) in blocks or ledger.derived(name)]
 
 
 def _remove(path: Path) -> None:

@@ -41,8 +41,8 @@ class Tracing:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"--threshold is a probability above 0 and at most 1, got {self.threshold:g}")
-        if self.least_area < 0 or self.simplify < 0:
-            raise SettingsError(f"--least-area and --simplify are at least 0, got {self.least_area:g} and {self.simplify:g}")
+        if not (0 <= self.least_area < np.inf and 0 <= self.simplify < np.inf):
+            raise SettingsError(f"--least-area and --simplify are at least 0, and finite, got {self.least_area:g} and {self.simplify:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -104,9 +104,10 @@ class Painting:
         frame, found = self.frame, []
         for plan, (stride_y, stride_x) in zip(self.plans, self.strides, strict=True):
             middles = plan.centres
-            y = np.rint((middles[:, 0] - stride_y / 2 - frame.shift_y) / frame.downsample_y).astype(np.int32)
-            x = np.rint((middles[:, 1] - stride_x / 2 - frame.shift_x) / frame.downsample_x).astype(np.int32)
-            found.append((y, x, max(1, round(stride_y / frame.downsample_y)), max(1, round(stride_x / frame.downsample_x))))
+            high, wide = max(1, round(stride_y / frame.downsample_y)), max(1, round(stride_x / frame.downsample_x))
+            y = (middles[:, 0] - stride_y / 2 - frame.shift_y) / frame.downsample_y
+            x = (middles[:, 1] - stride_x / 2 - frame.shift_x) / frame.downsample_x
+            found.append((_nearest(y, frame.height - high), _nearest(x, frame.width - wide), high, wide))
         return found
 
     def _painted(
@@ -125,6 +126,11 @@ class Painting:
             inside = (at_y >= 0) & (at_y < painted.shape[0]) & (at_x >= 0) & (at_x < painted.shape[1])
             painted[at_y[inside], at_x[inside]] = np.repeat(shown[order], high * wide, axis=0)[inside]
         return np.ascontiguousarray(painted.transpose(2, 0, 1))
+
+
+def _nearest(places: NDArray[np.float64], last: int) -> NDArray[np.int32]:
+    """Cells nearest to places that may lie on no grid; halves all go one way, so that places a cell apart go to cells a cell apart."""
+    return np.clip(np.floor(places + 0.5 + 1e-6), 0, max(0, last)).astype(np.int32)
 
 
 def _no_colors(rounds: int) -> FeatureColors:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from patchdrive.pipeline.ledger import COARSE_CHUNK, Ledger, RoundLedger
+from patchdrive.pipeline.ledger import Ledger, RoundLedger
 from patchdrive.pipeline.problems import Cure, Kind, Problem
 from patchdrive.pipeline.tables import STATES, states_of
 
@@ -41,7 +41,7 @@ def check_files(ledger: Ledger, workers: int) -> tuple[int, list[Problem]]:
         digest = found[name]
         if digest == named.digest:
             continue
-        cure: Cure = "mend" if named.owner is not None or _WRITTEN_LAST.fullmatch(name) or COARSE_CHUNK.fullmatch(name) else "overwrite"
+        cure: Cure = "mend" if named.owner is not None or _WRITTEN_LAST.fullmatch(name) or ledger.derived(name) else "overwrite"
         kind: Kind = "missing" if digest is None else "changed"
         what = "the file is not there" if digest is None else "its bytes are not those that were written"
         problems.append(ledger.problem(kind, f"{ledger.path.name}/{name}", what, cure, named.owner))
@@ -66,7 +66,7 @@ def _unnamed(ledger: Ledger, name: str) -> list[Problem]:
         if owner[1] not in ledger.rounds[owner[0]].records:
             return []  # placed, not yet recorded: its block is computed again, and placed over it
         return [ledger.problem("foreign", where, "its block's record does not name it", "mend", owner)]
-    if COARSE_CHUNK.fullmatch(name):
+    if ledger.derived(name):
         if not ledger.finished or not all(ledger.bands.values()):
             return []  # its band is built again, and placed over it
         return [ledger.problem("foreign", where, "no record names this file", "mend", None)]

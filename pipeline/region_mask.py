@@ -74,7 +74,8 @@ class RegionMask:
             width=level.width,
             resampling=Resampling.max,
         ) as brought:
-            return np.asarray(brought.read(1, masked=True).filled(0) != 0)
+            held = np.nan_to_num(brought.read(1, masked=True).filled(0))
+            return np.asarray(held != 0)
 
     def _require_shape(self, mask: rasterio.DatasetReader, image: Image) -> None:
         base = image.levels[0]

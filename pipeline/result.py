@@ -251,7 +251,11 @@ class Result:
     def objects(self) -> Mapping[str, FoundObjects]:
         """Things found, by name."""
         prefix = f"{self.spec.name}_"
-        paths = sorted(path for path in (self.path / "tables").glob(f"{prefix}*") if not (path / "obs" / "rank").exists())
+        paths = sorted(
+            path
+            for path in (self.path / "tables").glob(f"{prefix}*")
+            if not (path / "obs" / "rank").exists() and (path / "X" / "zarr.json").exists()
+        )
         return {path.name.removeprefix(prefix): _objects(path) for path in paths}
 
     def _open(self, path: Path) -> MapView:

@@ -180,7 +180,9 @@ class ResultStore:
         if (self._journal.folder / "plans" / "0.json").exists():
             return  # begun before: what was seen then is what the plan was made of
         named = {"models": list(models)} if models else {}
-        self._journal.write("source.json", {"source": view.image.source, "reader": view.image.reader, **named})
+        source = view.image.source
+        where = str(Path(source).absolute()) if Path(source).exists() else source
+        self._journal.write("source.json", {"source": where, "reader": view.image.reader, **named})
         level, cell = view.saliency.level, view.thumbnail_cell
         saliency = OutputSpec(name="saliency", kind="probability", channels=("saliency",), colors=("FFFFFF",))
         self.put_map(saliency, view.saliency.map[None], view.saliency.mask, view.frame(level))

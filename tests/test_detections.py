@@ -161,11 +161,23 @@ def test_a_box_that_cannot_be_is_an_error_that_names_the_patch(tmp_path, change)
         run(image, Wrong(change), tmp_path / "s.zarr", settings=RunSettings(saliency="valid"))
 
 
+def test_what_is_not_there_may_be_anything(tmp_path):
+    def pad(given):
+        absent = given[..., 4] == 0
+        given[..., 5][absent], given[..., 2][absent] = -1, float("nan")
+
+    image, boxes = yard()
+    run(image, Wrong(pad), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", overlap=48))
+    assert rows_of(open_result(tmp_path / "s.zarr").objects["things"]) == boxes
+
+
 def test_boxes_alone_say_how_many_there_are():
     with pytest.raises(ModelError, match="most"):
         OutputSpec(name="a", kind="boxes", channels=("a",))
     with pytest.raises(ModelError, match="most"):
         OutputSpec(name="a", kind="vector", channels=("a",), most=3)
+    with pytest.raises(ModelError, match="at most 127 classes"):
+        OutputSpec(name="a", kind="boxes", channels=tuple(map(str, range(128))), most=3)
     assert ModelSpec.from_dict(json.loads(json.dumps(Detector.spec.to_dict()))) == Detector.spec
 
 

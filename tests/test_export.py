@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -203,6 +204,21 @@ sys.exit(main(["export", {str(store)!r}, "--to", "ome-tiff", "-o", {str(tmp_path
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 75
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_or_written_is_told_without_a_traceback(store, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", str(store), "--to", "geojson", "-o", str(tmp_path / "file")]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+    copy = tmp_path / store.name
+    shutil.copytree(store, copy)
+    shutil.copytree(store.with_suffix(".patchdrive"), copy.with_suffix(".patchdrive"))
+    chunk = next((copy / "tables").glob("*/X/c/0/0"))
+    held = bytearray(chunk.read_bytes())
+    held[len(held) // 2] ^= 1
+    chunk.write_bytes(held)
+    assert main(["export", str(copy), "--to", "trident", "-o", str(tmp_path / "out")]) == 2
+    assert "patchdrive verify" in capsys.readouterr().err
 
 
 def test_what_a_form_cannot_hold_is_refused(tmp_path):

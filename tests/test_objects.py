@@ -321,7 +321,7 @@ def test_the_command_line_asks_for_them(store, tmp_path, capsys):
         (["--objects", "chance:c"], "ask for one of chance:a, chance:b"),
         (["--objects", "cells", "--background", "glass"], "no class 'glass' to be the background; the label maps have none, lymph, tumour"),
         (["--objects", "cells", "--threshold", "50"], "above 0 and at most 1, got 50"),
-        (["--objects", "cells", "--simplify", "-1"], "at least 0, got 0 and -1"),
+        (["--objects", "cells", "--simplify", "-1"], "at least 0, and finite, got 0 and -1"),
         (["--objects", "cells", "--to", "ome-tiff"], "does not go with the form 'ome-tiff'; it does with geojson, geoparquet"),
     ],
 )

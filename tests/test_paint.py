@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -89,10 +90,11 @@ def twin(painting):
     for plan, (stride_y, stride_x) in zip(painting.plans, painting.strides, strict=True):
         for row in np.argsort(plan.score, kind="stable"):
             middle = plan.centres[row]
-            y = round((middle[0] - stride_y / 2 - frame.shift_y) / frame.downsample_y)
-            x = round((middle[1] - stride_x / 2 - frame.shift_x) / frame.downsample_x)
             high, wide = round(stride_y / frame.downsample_y), round(stride_x / frame.downsample_x)
-            out[max(0, y) : max(0, y + high), max(0, x) : max(0, x + wide)] = np.rint(plan.score[row] * 254)
+            y = math.floor((middle[0] - stride_y / 2 - frame.shift_y) / frame.downsample_y + 0.500001)
+            x = math.floor((middle[1] - stride_x / 2 - frame.shift_x) / frame.downsample_x + 0.500001)
+            y, x = min(max(0, y), frame.height - high), min(max(0, x), frame.width - wide)
+            out[y : y + high, x : x + wide] = np.rint(plan.score[row] * 254)
     return out
 
 
@@ -119,3 +121,10 @@ def test_several_tables_are_painted_each(tmp_path):
     painted = open_result(tmp_path / "s.zarr").painted
     assert set(painted) == {"scores", "means_colors", "others_colors"}
     np.testing.assert_array_equal(painted["means_colors"].array[:], painted["others_colors"].array[:])
+
+
+def test_patches_half_a_cell_off_go_to_cells_of_their_own_and_none_is_lost():
+    plan = plan_at([(y, 32 + 64 * x) for x in range(14) for y in (-20, 959)], np.full(28, 0.5), 64)
+    painting = Painting.of([plan], {}, frame_of(plan.grid, None, None, None), 1.0)
+    ((_, painted),) = painting.parts(SCORES, 0, painting.frame.height)
+    assert (painted != 255).sum() == 28

@@ -248,6 +248,17 @@ def test_a_placed_mask_lies_where_its_crs_says(tmp_path):
     assert np.argwhere(inside).max(axis=0).tolist() == [89, 169]
 
 
+def test_nan_is_outside_of_a_mask(tmp_path):
+    pixels = np.full((100, 120), np.nan, np.float32)
+    pixels[20:30, 40:50] = 0.5
+    with rasterio.open(
+        tmp_path / "m.tif", "w", driver="GTiff", height=100, width=120, count=1, dtype="float32", transform=Affine.scale(10)
+    ) as file:
+        file.write(pixels, 1)
+    image = slide()
+    assert read_regions(str(tmp_path / "m.tif"), "x").over(image, image.levels[1]).sum() == 100
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_a_mask_of_another_shape_or_of_nothing_is_refused(tmp_path):
     everything = (slice(None), slice(None))

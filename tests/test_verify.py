@@ -290,6 +290,19 @@ def tear_coarse_record(job: Job) -> None:
     next(job.state.glob("coarse/images/*/1-00000.json")).write_text("{}")
 
 
+def painted(job: Job) -> Path:
+    """What was painted of the scores, a level without a finer one."""
+    return job.store / "images" / "scores" / "0" / "map" / "c" / "0" / "0" / "0"
+
+
+def flip_painted(job: Job) -> None:
+    flip(painted(job))
+
+
+def lose_painted_record(job: Job) -> None:
+    (job.state / "coarse" / "images" / "scores" / "0-00000.json").unlink()
+
+
 def foreign_coarse_chunk(job: Job) -> None:
     coarse_file(job).with_name("999").write_bytes(b"1")
 
@@ -306,13 +319,20 @@ MENDED: dict[str, tuple[Callable[[Job], None], str, str]] = {
     "a missing record of a coarser level": (lose_coarse_record, "record", r"coarse/images/.*no record of this band of level 1"),
     "a torn record of a coarser level": (tear_coarse_record, "record", r"coarse/images/.*which files the band placed"),
     "a chunk of a coarser level too many": (foreign_coarse_chunk, "foreign", r"/1/map/c/.*no record names this file"),
+    "a flipped byte of a painted map": (flip_painted, "changed", r"scores/0/map/c/.*its bytes are not those that were written"),
+    "a missing record of a painted map": (lose_painted_record, "record", r"coarse/images/scores/0-.*no record of this band of level 0"),
     "a chunk too many": (foreign_chunk, "foreign", r"block 1.*its block's record does not name it"),
 }
 
 
 @pytest.mark.parametrize(
     ("job", "name"),
-    [(store, name) for name in MENDED for store in ("features", "maps") if store == "maps" or "coarser" not in name],
+    [
+        (store, name)
+        for name in MENDED
+        for store in ("features", "maps")
+        if ("painted" not in name or store == "features") and ("coarser" not in name or store == "maps")
+    ],
     indirect=["job"],
 )
 def test_what_can_be_mended_is_found_named_and_mended(job, name):
@@ -326,7 +346,7 @@ def test_what_can_be_mended_is_found_named_and_mended(job, name):
     assert str(job.store.name) in str(verdict)
 
     blocks = mend(verdict)
-    assert blocks == (0 if kind == "report" or name == "a record too many" or "coarser" in name else 1)
+    assert blocks == (0 if kind == "report" or name == "a record too many" or "coarser" in name or "painted" in name else 1)
     unfinished = verify(job.store, sample=0)
     assert unfinished.good, unfinished.problems
     assert not unfinished.finished
@@ -423,6 +443,7 @@ def recorded_anew(job: Job, file: Path) -> None:
             path.write_text(json.dumps(held))
 
 
+@pytest.mark.slow
 def test_swapped_rows_are_found_by_the_record_and_without_it_by_computing(features):
     table = zarr.open_array(store=features.store / "tables" / "mean_round0" / "X", mode="r+")
     rows = table[1100], table[1200]
