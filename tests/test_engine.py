@@ -413,6 +413,7 @@ def test_runs_that_share_a_device_take_turns(tmp_path):
     assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
 
 
+@pytest.mark.slow
 def test_a_store_computed_in_shrinking_batches_verifies(tmp_path):
     class Shrinking(Means):
         def __call__(self, pixels):

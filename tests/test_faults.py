@@ -24,10 +24,10 @@ from patchdrive.readers.errors import ModelError, StoreError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 QUICK = (
-    "disk full amid blocks", "output read-only amid blocks", "no such folder", "a tile that hangs", "a model that raises",
-    "two runs at once", "SIGTERM twice", "nobody reads stdout",
+    "disk full amid blocks", "a tile that hangs", "a model that raises", "SIGTERM twice",
 )  # fmt: skip
 SLOW = (
+    "output read-only amid blocks", "no such folder", "two runs at once", "nobody reads stdout",
     "disk full", "read-only output", "too many open files", "source deleted while read", "source deleted between runs",
     "source replaced between runs", "a model out of memory above 16",
     "a tile that fails", "a tile that fails, at the glance", "a model that never fits", "a model that gives NaN", "SIGKILL",

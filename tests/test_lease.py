@@ -140,7 +140,7 @@ def test_a_process_elsewhere_is_watched(start, state):
     assert watch(state).settle().live is False
 
 
-@pytest.mark.parametrize("years", [-40, 40])
+@pytest.mark.parametrize("years", [-40, pytest.param(40, marks=pytest.mark.slow)])
 def test_clocks_that_are_wrong_or_jump_change_nothing(start, state, years):
     (process,) = start("another machine")
     assert process.line() == "won"

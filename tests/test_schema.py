@@ -37,7 +37,6 @@ PLACES = {
     "scene": {"transform": Affine(10, 0, 5e5, 0, -10, 5e6), "crs": CRS.from_epsg(32633)},
     "rotated": {"transform": Affine(10, 1, 5e5, 1, -10, 5e6), "crs": CRS.from_epsg(32633)},
     "nowhere": {"transform": Affine(10, 0, 5e5, 0, -10, 5e6)},
-    "plain": {},
 }
 
 

@@ -102,7 +102,7 @@ def finished(folder, job, alone):
     assert {name: digest for names in named for name, digest in names.items()} == wanted
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", [pytest.param("features", marks=pytest.mark.slow), "maps", "drive"])
 def test_four_processes_begun_at_once_leave_what_one_leaves(tmp_path, processes, alone, job):
     reports = processes(tmp_path, job, 4)
     assert all(report["status"] in {"done", "partial"} for report in reports), reports

@@ -131,7 +131,7 @@ def encoders():
     ]
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 0)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), pytest.param((1, 2, 0), marks=pytest.mark.slow)])
 def test_tables_are_those_of_each_model_alone(tmp_path, order):
     models = [encoders()[index] for index in order]
     report = run(image(), together(models), tmp_path / "all.zarr", settings=SETTINGS)
@@ -186,6 +186,7 @@ def test_a_real_slide(tmp_path, real_file):
         assert tree(tmp_path / "all.zarr" / table) == tree(tmp_path / "one.zarr" / table)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
     class Impatient(Nobody):
         def wants_stop(self):

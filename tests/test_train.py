@@ -32,6 +32,7 @@ def batches(seed: int = 0, *, batch: int = 2, side: int = 256) -> Iterator[Train
         yield TrainingBatch(pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2), targets=tuple(targets), label=label)
 
 
+@pytest.mark.slow  # 20 s; `make demo` trains too
 def test_learns_to_find_dark_squares() -> None:
     model = patchdrivenet(CONFIG)
     report = train(model, batches(), TrainSettings(steps=120, learning_rate=5e-3, max_patches=6))

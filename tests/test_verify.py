@@ -494,6 +494,7 @@ def test_states_are_those_of_the_records(features):
     assert {name for name, digest in tree(features.store).items() if whole[name] != digest} == {"tables/spread_round0/obs/state/codes/c/0"}
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_must_fail_again(features):
     features.image = Mended(noise(600, 1000))
     problems = features.verify(sample=EVERY).problems
