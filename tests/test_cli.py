@@ -251,6 +251,7 @@ def test_sigkill_and_sigterm_cost_at_most_the_block_in_hand(command, tmp_path):
     assert tree(tmp_path / "cut" / name) == tree(tmp_path / "whole" / name)
 
 
+@pytest.mark.slow
 def test_a_store_in_use_says_try_again(command, tmp_path):
     hold = tmp_path / "hold"
     hold.touch()

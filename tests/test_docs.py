@@ -153,7 +153,14 @@ def desk(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.stem)
+SLOW = {"add-a-reader"}
+"""Pages that take their time: 10 s of a reader's whole contract."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW)) for page in PAGES if python_of(page)],
+)
 def test_a_page_runs(page, desk, monkeypatch):
     """Top to bottom in one namespace. A block whose first line is `# name.py` is that file: later blocks import it."""
     offer_plugins(desk, page, monkeypatch)

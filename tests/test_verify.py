@@ -187,7 +187,7 @@ def features(made, tmp_path) -> Job:
     return made["features"].copy(tmp_path)
 
 
-@pytest.fixture(params=["features", "maps", "driven"])
+@pytest.fixture(params=[pytest.param("features", marks=pytest.mark.slow), "maps", "driven"])
 def whole(request, made) -> Job:
     return made[request.param]
 
@@ -410,6 +410,7 @@ NOT_MENDED: dict[str, tuple[Callable[[Job], None], str, str]] = {
 }
 
 
+@pytest.mark.parametrize("job", ["features", pytest.param("maps", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("name", NOT_MENDED)
 def test_what_cannot_be_mended_is_named_with_its_way_out(job, name):
     damage, kind, words = NOT_MENDED[name]
@@ -461,6 +462,7 @@ def test_swapped_rows_are_found_by_the_record_and_without_it_by_computing(featur
     np.testing.assert_array_equal((table[1100], table[1200]), rows)
 
 
+@pytest.mark.slow
 def test_one_cell_of_a_map_is_found_by_computing(made, tmp_path):
     job = made["maps"].copy(tmp_path)
     array = zarr.open_array(store=job.store / "images" / "grey" / "0" / "map", mode="r+")
@@ -535,6 +537,7 @@ class Impatient(Seen):
         return self.blocks == 1
 
 
+@pytest.mark.slow
 def test_an_unfinished_store_is_good_as_far_as_it_goes(made, tmp_path):
     done = made["features"]
     job = Job(tmp_path / done.store.name, done.image, done.model, done.settings)
