@@ -7,16 +7,14 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 from tqdm import tqdm
 
@@ -35,6 +33,7 @@ from patchdrive.pipeline.result import open_result
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.shard import WHOLE, Shard
+from patchdrive.pipeline.signals import TRY_AGAIN, Signals
 from patchdrive.pipeline.verify import Means, verify
 from patchdrive.readers import open_image
 from patchdrive.readers.errors import (
@@ -48,7 +47,7 @@ from patchdrive.readers.errors import (
     StoreError,
 )
 
-DONE, INTERNAL, USAGE, FAILURES, TRY_AGAIN = 0, 1, 2, 3, 75
+DONE, INTERNAL, USAGE, FAILURES = 0, 1, 2, 3
 _TRY_AGAIN_ERRORS = (StoreInUseError, StoreWriteError, StalledError, SourceChangedError)
 _USAGE_ERRORS = (SettingsError, BudgetError, ModelError, ResolutionError, StoreError)
 
@@ -204,46 +203,6 @@ def _device_memory(text: str) -> float:
     return float(text) if re.fullmatch(r"0?\.\d+|1|1\.0", text) else parse_bytes(text)
 
 
-_ECHO = 0.5
-"""Seconds in which a signal that comes again is the same one: `timeout` sends it to the process, and once more to its group."""
-
-
-class _Stop:
-    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more; the second time
-    the process ends at once, which costs the block in hand and nothing else.
-
-    A thread of its own listens: handlers in Python run in the main thread, which may be waiting for a model that does not answer.
-    """
-
-    def __init__(self) -> None:
-        self.asked = Event()
-        self._ear, self._wire = socket.socketpair()
-        self._wire.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(self._wire.fileno())
-        self._before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-        self._listener = Thread(target=self._listen, name="signals", daemon=True)
-        self._listener.start()
-
-    def _listen(self) -> None:
-        heard = 0.0
-        while number := self._ear.recv(1):
-            if number[0] not in self._before or time.monotonic() - heard < _ECHO:
-                continue
-            if self.asked.is_set():
-                os._exit(TRY_AGAIN)
-            heard = time.monotonic()
-            self.asked.set()
-            _say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
-
-    def close(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        self._wire.close()
-        self._listener.join()
-        self._ear.close()
-
-
 class _Bar:
     """The Watcher of the command line: a bar on a terminal, and the wish to stop."""
 
@@ -272,7 +231,7 @@ def _run(options: argparse.Namespace) -> int:
     settings = replace(_settings(options), shard=shard if options.within_image else WHOLE)
     sources = options.source if options.within_image else options.source[shard.index :: shard.count]
     worst = DONE
-    with closing(_Stop()) as stop:
+    with closing(Signals(_say)) as stop:
         archive = Archive(
             out=options.out,
             models=Models(options.model or ["descriptor"], settings),

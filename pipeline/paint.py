@@ -11,38 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchdrive.models.types import OutputSpec
 from patchdrive.pipeline.components import FeatureColors, Table, feature_colors
-from patchdrive.pipeline.maps import NONE, PROBABILITY_STEPS, StoredMap
+from patchdrive.pipeline.maps import NONE, PROBABILITY_STEPS, StoredMap, stored_maps
 from patchdrive.pipeline.metadata import Frame
 from patchdrive.pipeline.plan import Plan
 
-SCORES = StoredMap(
-    name="scores",
-    folder="images",
-    channels=("score",),
-    colors=("FFFFFF",),
-    kind="probability",
-    dtype="uint8",
-    fill=NONE,
-    stride=1,
-)
-_SQUARE = 2048
-"""Cells that are painted at once, a side."""
+(SCORES,) = stored_maps(OutputSpec(name="scores", kind="probability", channels=("score",), colors=("FFFFFF",)), all_classes=False)
 
 
 def painted_maps(tables: Sequence[str]) -> tuple[StoredMap, ...]:
-    """The maps that are painted for feature tables of these names."""
-    found = [SCORES]
-    for table in tables:
-        rgb = ("FF0000", "00FF00", "0000FF")
-        colors = replace(
-            SCORES, name=f"{table}_colors", channels=("red", "green", "blue"), colors=rgb, kind="image", dtype="uint8", fill=None
-        )
-        valid = replace(
-            colors, name=f"{colors.name}_valid", folder="labels", kind="label", channels=("invalid", "valid"), colors=("000000", "FFFFFF")
-        )
-        found += [colors, valid]
-    return tuple(found)
+    """The maps that are painted for feature tables of these names: the scores, and of each table an image with its validity."""
+    colors = (OutputSpec(name=f"{table}_colors", kind="image", channels=("red", "green", "blue"), dtype="uint8") for table in tables)
+    return (SCORES, *(stored for output in colors for stored in stored_maps(output, all_classes=False)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,10 +59,10 @@ class Painting:
         held = replace(frame, height=height, width=width, downsample_y=y, downsample_x=x, shift_y=shift[0], shift_x=shift[1])
         return cls(plans=plans, tables=tables, strides=strides, frame=held)
 
-    def parts(self, stored: StoredMap, top: int, rows: int) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Some rows of cells of one of `painted_maps`, square by square: where each lies, and what it holds."""
-        for left in range(0, self.frame.width, _SQUARE):
-            area = (slice(top, min(top + rows, self.frame.height)), slice(left, min(left + _SQUARE, self.frame.width)))
+    def parts(self, stored: StoredMap, top: int, side: int) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+        """`side` rows of cells of one of `painted_maps`, square by square: where each lies, and what it holds."""
+        for left in range(0, self.frame.width, side):
+            area = (slice(top, min(top + side, self.frame.height)), slice(left, min(left + side, self.frame.width)))
             if stored.name == SCORES.name:
                 values = [np.rint(np.clip(plan.score, 0, 1) * PROBABILITY_STEPS).astype(np.uint8)[:, None] for plan in self.plans]
                 every = [np.arange(len(plan)) for plan in self.plans]

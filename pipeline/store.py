@@ -186,16 +186,8 @@ class ResultStore:
         level, cell = view.saliency.level, view.thumbnail_cell
         saliency = OutputSpec(name="saliency", kind="probability", channels=("saliency",), colors=("FFFFFF",))
         self.put_map(saliency, view.saliency.map[None], view.saliency.mask, view.frame(level))
-        thumbnail = StoredMap(
-            name="thumbnail",
-            folder="images",
-            channels=("red", "green", "blue"),
-            colors=("FF0000", "00FF00", "0000FF"),
-            kind="image",
-            dtype="uint8",
-            fill=None,
-            stride=1,
-        )
+        rgb = OutputSpec(name="thumbnail", kind="image", channels=("red", "green", "blue"), dtype="uint8")
+        thumbnail, _ = stored_maps(rgb, all_classes=False)  # its validity is the saliency's
         write_map(self.path, thumbnail, view.frame(level).coarser(cell), view.thumbnail.transpose(2, 0, 1), self._journal)
 
     def put_outcome(self, outcome: Outcome, view: View) -> None:

@@ -7,16 +7,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import zarr
 from affine import Affine
+from examples import Light
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pyproj import CRS
 
 from patchdrive.models import load_model
-from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline import coarsen as coarsening
 from patchdrive.pipeline.coarsen import bands_of
@@ -67,22 +66,6 @@ def test_an_image_keeps_its_dtype(dtype):
     assert halve(plane, "mean").dtype == dtype
 
 
-class Classes:
-    """Dark, or bright."""
-
-    digest = "classes"
-    spec = ModelSpec(
-        name="light", channels=3, size=128, any_size=True, outputs=(OutputSpec(name="light", kind="classes", channels=("dark", "bright")),)
-    )
-
-    def __call__(self, pixels):
-        bright = pixels[:, :1] / 255
-        return {"light": torch.cat([1 - bright, bright], dim=1)}
-
-    def to(self, device):
-        return self
-
-
 def scene(*, mpp=None):
     """(1300, 1030, 3): noise, nothing valid in the first 101 rows."""
     pixels = np.random.default_rng(0).integers(1, 255, (1300, 1030, 3)).astype(np.uint8)
@@ -92,7 +75,7 @@ def scene(*, mpp=None):
 
 
 def model_of(name, image):
-    return Classes() if name == "classes" else load_model("identity", traits_of(image))
+    return Light() if name == "classes" else load_model("identity", traits_of(image))
 
 
 def make(folder, name="classes", image=None, **options):
@@ -163,7 +146,7 @@ def test_a_stop_and_a_kill_cost_a_band_and_change_no_byte(tmp_path, small_bands,
             records = len(list((tmp_path / "cut" / "s.patchdrive").glob("coarse/*/*/*.json")))
             return records >= 3
 
-    report = run(scene(), Classes(), tmp_path / "cut" / "s.zarr", settings=RunSettings(saliency="valid", overlap=0), watcher=Stop())
+    report = run(scene(), Light(), tmp_path / "cut" / "s.zarr", settings=RunSettings(saliency="valid", overlap=0), watcher=Stop())
     assert report.status == "partial"
     assert len(list((tmp_path / "cut" / "s.patchdrive").glob("coarse/*/*/*.json"))) == 3
 

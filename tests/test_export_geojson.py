@@ -8,43 +8,19 @@ import uuid
 
 import numpy as np
 import pytest
+from examples import store_with_a_hole
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
-from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.export import export
 from patchdrive.readers import MemoryImage
 
 
-class Means:
-    """The mean of each channel."""
-
-    digest = "means"
-    spec = ModelSpec(
-        name="means", channels=3, size=64, any_size=True, outputs=(OutputSpec(name="m", kind="vector", channels=("r", "g", "b")),)
-    )
-
-    def __call__(self, pixels):
-        return {"m": pixels.mean(dim=(2, 3))}
-
-    def to(self, device):
-        return self
-
-
-def everywhere(pixels, mask):
-    return np.linspace(0.1, 1, mask.size, dtype=np.float32).reshape(mask.shape)
-
-
 @pytest.fixture
 def store(tmp_path):
-    """A slide with a hole that the coarse level knows nothing of, at two level-0 pixels per target pixel."""
-    pixels = np.random.default_rng(0).integers(60, 180, (1200, 1000, 3)).astype(np.uint8)
-    pixels[256:768, 256:512] = 0
-    image = MemoryImage([pixels, np.full((150, 125, 3), 100, np.uint8)], nodata=0.0, mpp=(0.25, 0.25))
-    report = run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(mpp=0.5, saliency="test_export_geojson:everywhere"))
-    assert report.skipped > 0
-    return tmp_path / "s.zarr"
+    """At two level-0 pixels per target pixel."""
+    return store_with_a_hole(tmp_path, mpp=(0.25, 0.25), wanted=0.5, hole=(slice(256, 768), slice(256, 512)))
 
 
 def features_of(path):

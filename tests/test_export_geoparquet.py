@@ -13,7 +13,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
-from test_export import Means
+from examples import Means, store_with_a_hole
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
@@ -27,19 +27,10 @@ PLACE = Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
 ROTATED = Affine.translation(500000.0, 5000000.0) * Affine.rotation(30) * Affine.scale(10.0, -10.0)
 
 
-def everywhere(pixels, mask):
-    return np.linspace(0.1, 1, mask.size, dtype=np.float32).reshape(mask.shape)
-
-
 @pytest.fixture
 def store(tmp_path):
-    """A slide of oblong pixels with a hole that the coarse level knows nothing of, 2 x 3 level-0 pixels per target pixel."""
-    pixels = np.random.default_rng(0).integers(60, 180, (1200, 1000, 3)).astype(np.uint8)
-    pixels[256:768, 192:576] = 0
-    image = MemoryImage([pixels, np.full((150, 125, 3), 100, np.uint8)], nodata=0.0, mpp=(0.3, 0.2))
-    report = run(image, Means(), tmp_path / "s.zarr", settings=RunSettings(mpp=0.6, saliency="test_export_geoparquet:everywhere"))
-    assert report.skipped > 0
-    return tmp_path / "s.zarr"
+    """Of oblong pixels, 2 x 3 level-0 pixels per target pixel."""
+    return store_with_a_hole(tmp_path, mpp=(0.3, 0.2), wanted=0.6, hole=(slice(256, 768), slice(192, 576)))
 
 
 def geo_of(path):

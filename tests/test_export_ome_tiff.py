@@ -7,30 +7,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 import tifffile
-import torch
+from examples import Light
 
 from patchdrive.models import load_model
-from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.export import export
 from patchdrive.pipeline.glance import traits_of
 from patchdrive.readers import MemoryImage, open_image
-
-
-class Classes:
-    """Dark, or bright."""
-
-    digest = "classes"
-    spec = ModelSpec(
-        name="light", channels=3, size=128, any_size=True, outputs=(OutputSpec(name="light", kind="classes", channels=("dark", "bright")),)
-    )
-
-    def __call__(self, pixels):
-        bright = pixels[:, :1] / 255
-        return {"light": torch.cat([1 - bright, bright], dim=1)}
-
-    def to(self, device):
-        return self
 
 
 def slide():
@@ -41,7 +24,7 @@ def slide():
     return MemoryImage([pixels], nodata=0.0, mpp=(0.25, 0.25))
 
 
-@pytest.mark.parametrize("model", [None, Classes()], ids=["image", "classes"])
+@pytest.mark.parametrize("model", [None, Light()], ids=["image", "classes"])
 def test_levels_names_and_pixel_sizes_are_read_back(tmp_path, model):
     image = slide()
     run(image, model or load_model("identity", traits_of(image)), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", overlap=0))
@@ -65,7 +48,7 @@ def test_levels_names_and_pixel_sizes_are_read_back(tmp_path, model):
 
 def test_a_mark_is_where_it_was(tmp_path):
     image = slide()
-    run(image, Classes(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", overlap=0))
+    run(image, Light(), tmp_path / "s.zarr", settings=RunSettings(saliency="valid", overlap=0))
     export(tmp_path / "s.zarr", "ome-tiff", tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*_light.ome.tif")
     label = tifffile.imread(path)
