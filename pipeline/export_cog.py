@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import rasterio
@@ -11,6 +10,7 @@ import rasterio.shutil
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window as RasterWindow
 
+from patchdrive.pipeline.drafts import draft_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.maps import NONE, PROBABILITY_STEPS
@@ -33,16 +33,15 @@ def to_cog(result: Result, out: Path) -> list[Path]:
     maps = [result.saliency, *result.painted.values(), *(view for name, view in result.maps.items() if not _is_validity(name, result))]
     if maps[0].transform is None:
         raise StoreError(f"{result.path.name} is of an image without a place on a map, which this form is for")
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for view in maps:
         path = out / f"{slide_name(result)}_{view.name}.tif"
-        with TemporaryDirectory(dir=out, prefix=".cog-") as folder, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            plain, whole = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
+        with draft_of(path) as draft, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            plain = draft.with_name("plain")
             _write(view, plain)
             rasterio.shutil.copy(
                 plain,
-                whole,
+                draft,
                 driver="COG",
                 compress="DEFLATE",
                 predictor="YES",
@@ -51,7 +50,6 @@ def to_cog(result: Result, out: Path) -> list[Path]:
                 overviews="IGNORE_EXISTING",
                 resampling="NEAREST" if view.kind == "label" else "AVERAGE",
             )
-            whole.replace(path)
         written.append(path)
     return written
 

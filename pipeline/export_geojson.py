@@ -15,6 +15,7 @@ from typing import Any
 
 import shapely
 
+from patchdrive.pipeline.drafts import draft_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.objects import ObjectMap, Objects, Tracing, object_maps
 from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
@@ -117,16 +118,14 @@ def _text(value: object) -> str:
 
 
 def _write(path: Path, features: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    try:
-        with draft.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=_LEVEL) as file:
-            file.write(b'{"type":"FeatureCollection","features":[')
-            between = "\n"
-            for feature in features:
-                file.write((between + feature).encode())
-                between = ",\n"
-            file.write(b"\n]}\n")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with (
+        draft_of(path) as draft,
+        draft.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0, compresslevel=_LEVEL) as file,
+    ):
+        file.write(b'{"type":"FeatureCollection","features":[')
+        between = "\n"
+        for feature in features:
+            file.write((between + feature).encode())
+            between = ",\n"
+        file.write(b"\n]}\n")

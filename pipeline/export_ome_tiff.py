@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.drafts import draft_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.result import Result
@@ -24,14 +24,11 @@ def to_ome_tiff(result: Result, out: Path) -> list[Path]:
     Channels have their names, pixels their size in micrometres where the image has one. What a map lies on is in its name and its pixel
     size alone: OME-TIFF has no word for the place of one image on another.
     """
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for view in (result.saliency, *result.painted.values(), *result.maps.values()):
         path = out / f"{slide_name(result)}_{view.name}.ome.tif"
-        with TemporaryDirectory(dir=out, prefix=".ome-") as folder:
-            draft = Path(folder) / path.name
+        with draft_of(path) as draft:
             _write(view, result.mpp, draft, finished=result.report is not None)
-            draft.replace(path)
         written.append(path)
     return written
 

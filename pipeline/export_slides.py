@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patchdrive.pipeline.drafts import draft_of
 from patchdrive.pipeline.export_tables import Table, tables_of
 from patchdrive.pipeline.result import Result
 from patchdrive.pipeline.tables import ROWS
@@ -135,14 +136,8 @@ def to_stamp(result: Result, out: Path) -> list[Path]:
 @contextmanager
 def new_h5(path: Path) -> Iterator[h5py.File]:
     """A file that is there once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    try:
-        with h5py.File(draft, "w") as file:
-            yield file
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft_of(path) as draft, h5py.File(draft, "w") as file:
+        yield file
 
 
 def _dataset(file: h5py.File, name: str, values: NDArray[Any], attributes: Mapping[str, Any]) -> None:
@@ -165,19 +160,13 @@ def _features(file: h5py.File, name: str, table: Table, dtype: np.dtype[Any], *,
 
 def _save_tensor(table: Table, path: Path) -> None:
     """[n, D] float32 as torch.save has it, by way of a file: all features at once may be larger than memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw, draft = path.with_name(path.name + ".raw"), path.with_name(path.name + ".partial")
-    try:
+    with draft_of(path) as draft:
         if not len(table):
             torch.save(torch.empty(0, table.width), draft)
-        else:
-            features = np.memmap(raw, np.float32, "w+", shape=(len(table), table.width))
-            start = 0
-            for part in table.features():
-                features[start : start + len(part)] = part
-                start += len(part)
-            torch.save(torch.from_numpy(features), draft)
-        draft.replace(path)
-    finally:
-        raw.unlink(missing_ok=True)
-        draft.unlink(missing_ok=True)
+            return
+        features = np.memmap(draft.with_name("raw"), np.float32, "w+", shape=(len(table), table.width))
+        start = 0
+        for part in table.features():
+            features[start : start + len(part)] = part
+            start += len(part)
+        torch.save(torch.from_numpy(features), draft)

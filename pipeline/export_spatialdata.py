@@ -61,8 +61,8 @@ def to_spatialdata(result: Result, out: Path) -> list[Path]:
             export of ours, an image for instance.
     """
     rounds, path = result.rounds, out / f"{slide_name(result)}.zarr"
-    finished = result.report is not None  # only then are painted maps and coarser levels whole
-    maps = (result.thumbnail_map, result.saliency, *result.maps.values(), *(result.painted.values() if finished else ()))
+    finished = result.report is not None  # only then are coarser levels whole
+    maps = (result.thumbnail_map, result.saliency, *result.maps.values(), *result.painted.values())
     names = _element_names([*result.tables, *result.objects, *(view.name for view in maps)])
     _require_replaceable(path)
     with draft_of(path) as draft:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.maps import PROBABILITY_STEPS, decode_probability
-from patchdrive.pipeline.pieces import MapPart, Pieces, whole_objects
+from patchdrive.pipeline.pieces import ClassPart, Pieces, whole_objects
 from patchdrive.pipeline.result import Result
 from patchdrive.pipeline.rings import Lattice, batches, polygons
 from patchdrive.readers.errors import SettingsError
@@ -123,7 +123,7 @@ class ObjectMap:
             for batch in batches(found, rows):
                 yield self._objects(batch, lattice)
 
-    def _parts(self, most: int) -> Iterator[MapPart]:
+    def _parts(self, most: int) -> Iterator[ClassPart]:
         """The map, window by window, stored values turned into classes counted from 1."""
         kinds = self._kinds()
         for window in self.view.windows(most):
@@ -132,7 +132,7 @@ class ObjectMap:
             weights = stored if self.channel is not None else None
             if self.probability is not None:
                 weights = np.asarray(self.probability.array[(0, *inside)])
-            yield MapPart(y=window.y, x=window.x, classes=kinds[stored], weights=weights)
+            yield ClassPart(y=window.y, x=window.x, classes=kinds[stored], weights=weights)
 
     def _kinds(self) -> NDArray[np.uint8]:
         """(256,) of each stored value its class, counted from 1; 0: nothing that is wanted."""

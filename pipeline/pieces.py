@@ -24,7 +24,7 @@ from skimage import measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MapPart:
+class ClassPart:
     """A window of a class map."""
 
     y: int
@@ -101,7 +101,7 @@ class _Edge:
         return np.stack([self.ids[same], other.ids[same]], axis=1) - np.int32(1)
 
 
-def whole_objects(parts: Iterable[MapPart], *, width: int, least: int = 1) -> Iterator[Pieces]:
+def whole_objects(parts: Iterable[ClassPart], *, width: int, least: int = 1) -> Iterator[Pieces]:
     """The objects of a map, each as one piece, in the order of their last pixels, row by row: the same however the map is cut.
 
     Held at a time: the pieces of one row of parts, and of the objects that reach into the next.
@@ -126,7 +126,7 @@ def whole_objects(parts: Iterable[MapPart], *, width: int, least: int = 1) -> It
     yield _in_order(begun.kept(begun.pixels >= least))
 
 
-def _row(row: Iterable[MapPart], begun: Pieces, above: _Edge, least: int) -> tuple[Pieces, NDArray[np.int32], _Edge]:
+def _row(row: Iterable[ClassPart], begun: Pieces, above: _Edge, least: int) -> tuple[Pieces, NDArray[np.int32], _Edge]:
     """What was begun above and the pieces of a row of parts, which of them touch, and the last line of the row."""
     held, pairs, count = [begun], [np.zeros((0, 2), np.int32)], len(begun)
     below = _Edge(ids=np.zeros_like(above.ids), classes=np.zeros_like(above.classes))
@@ -145,7 +145,7 @@ def _row(row: Iterable[MapPart], begun: Pieces, above: _Edge, least: int) -> tup
     return _joined(held), np.concatenate(pairs), below
 
 
-def _pieces(part: MapPart, *, width: int, least: int) -> tuple[NDArray[np.int32], Pieces]:
+def _pieces(part: ClassPart, *, width: int, least: int) -> tuple[NDArray[np.int32], Pieces]:
     """Piece of each pixel, counted from 1, and the pieces; those that no neighbour can make larger, and are too small, are left out."""
     ids = measure.label(part.classes, background=0, connectivity=1).astype(np.int32)  # type: ignore[no-untyped-call]
     pixels = np.bincount(ids.ravel())

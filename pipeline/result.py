@@ -225,6 +225,8 @@ class Result:
     @cached_property
     def painted(self) -> Mapping[str, MapView]:
         """Maps of one pixel per patch: `scores`, and each table's features as three colours. Empty before the patches are all done."""
+        if self.report is None:
+            return {}
         paths = [self.path / one.path for one in self._painted.values() if one.folder == "images"]
         return {path.name: self._open(path) for path in paths if path.is_dir()}
 

@@ -337,13 +337,14 @@ def test_an_error_in_one_lane_is_told_within_seconds_though_another_hangs(tmp_pa
 
 
 def test_what_did_not_fit_is_let_go(tmp_path):
-    alive = []
+    alive, refused = [], set()
 
     class Large(Means):
         def __call__(self, pixels):
             if len(pixels) > 8:
                 held = torch.empty(1000)
                 alive.append(weakref.ref(held))
+                refused.add(len(pixels))
                 raise torch.OutOfMemoryError("too large")
             assert not any(one() is not None for one in alive)
             return super().__call__(pixels)
@@ -354,7 +355,7 @@ def test_what_did_not_fit_is_let_go(tmp_path):
         run(slide(), Large(), tmp_path / "s.zarr", settings=EVERYWHERE)
     finally:
         gc.enable()
-    assert len(alive) == 2
+    assert refused == {16, 32}  # each once, or twice: a second batch may have begun
 
 
 def test_devices_are_named_and_refused_by_name():

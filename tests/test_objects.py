@@ -25,7 +25,7 @@ from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.pipeline.cli import main
 from patchdrive.pipeline.export import export
 from patchdrive.pipeline.objects import Tracing, object_maps
-from patchdrive.pipeline.pieces import MapPart, whole_objects
+from patchdrive.pipeline.pieces import ClassPart, whole_objects
 from patchdrive.pipeline.rings import Lattice, batches, polygons
 from patchdrive.readers import MemoryImage
 from patchdrive.readers.errors import SettingsError
@@ -38,7 +38,7 @@ def cut(classes, height, width, weights=None):
     for y in range(0, classes.shape[0], height):
         for x in range(0, classes.shape[1], width):
             part = (slice(y, y + height), slice(x, x + width))
-            yield MapPart(y=y, x=x, classes=classes[part], weights=None if weights is None else weights[part])
+            yield ClassPart(y=y, x=x, classes=classes[part], weights=None if weights is None else weights[part])
 
 
 def traced(classes, height=10**6, width=10**6, *, weights=None, least=1, at_once=10**6):
@@ -145,7 +145,7 @@ def test_what_is_held_does_not_grow_with_the_rows_of_the_map():
 
     def peak(rows):
         tracemalloc.start()
-        count = sum(len(found) for found in whole_objects((MapPart(y=y * 32, x=0, classes=dots) for y in range(rows)), width=256))
+        count = sum(len(found) for found in whole_objects((ClassPart(y=y * 32, x=0, classes=dots) for y in range(rows)), width=256))
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return count, held
