@@ -1,4 +1,4 @@
-"""The settings of system A: everything but its weights. Saved beside them."""
+"""The settings of systems A and D: everything but their weights. Saved beside them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.saliency import HALO, STRIDE
 from patchdrive.models.types import ImageTraits, ModelSpec, OutputSpec
 from patchdrive.readers.errors import ModelError
+
+DRIVERS = ("saliency", "grid", "recurrent", "iterative", "drill-down")
+MIXERS = ("none", "neighbours")
+ENCODERS = ("small", "inverted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +39,33 @@ class PatchDriveNetConfig:
     """K: the most patches it asks for."""
     width: int = 64
     """D: length of every token; a multiple of 8."""
-    classes: tuple[str, ...] = ("clear", "target")
-    """Answers about the whole image; empty for none."""
+    driver: str = "saliency"
+    """Who decides what is read: `saliency`, the best peaks; `grid`, the best of a grid; `recurrent`, an LSTM step by step; `iterative`,
+    all patches with the best kept; `drill-down`, a middle level first."""
+    per_step: int = 64
+    """Patches a recurrent or iterative driver asks for at once."""
+    zoom: int = 4
+    """Fine pixels along a pixel of the middle level of `drill-down`."""
+    share: float = 0.25
+    """Of `max_patches`, what `drill-down` reads at the middle level."""
+    encoder: str = "small"
+    """Of patches: `small` CNN or `inverted` residuals."""
+    mixer: str = "none"
+    """Whether patches that were read tell each other: `none`, or `neighbours`."""
+    heads: int = 4
+    """Of the attention."""
+    answers: tuple[AnswerSpec, ...] = (AnswerSpec(name="class", classes=("clear", "target")),)
+    """About the whole image; empty for none."""
     target: str = "target"
-    """What the detection map shows."""
+    """What the detection map shows; empty for no detection."""
+    boxes: bool = False
+    """Whether a thing has a size, not only a centre."""
     threshold: float = 0.5
     """Least probability of an object; what nobody read closely stays below a half."""
+    segments: tuple[str, ...] = ()
+    """Classes of the segmentation map; empty for none."""
+    embedding: bool = False
+    """Whether the image as a whole becomes a vector."""
     scale: float = 1 / 255
     """Stored values are multiplied by this first."""
     mean: float = 0.5
@@ -54,11 +80,27 @@ class PatchDriveNetConfig:
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise ModelError(f"width is a positive multiple of 8, got {self.width}")
+        if self.heads < 1 or self.width % self.heads:
+            raise ModelError(f"width is a multiple of heads, got {self.width} and {self.heads}")
         if self.patch_size < 32 or self.patch_size % 32:
             raise ModelError(f"patch_size is a positive multiple of 32, got {self.patch_size}")
-        if self.max_patches < 1 or self.glance_downsample < 1 or self.channels < 1:
-            wrong = {name: getattr(self, name) for name in ("max_patches", "glance_downsample", "channels")}
-            raise ModelError(f"each of these is at least 1, got {wrong}")
+        positive = {name: getattr(self, name) for name in ("max_patches", "glance_downsample", "channels", "per_step")}
+        if min(positive.values()) < 1:
+            raise ModelError(f"each of these is at least 1, got {positive}")
+        if self.zoom < 2 or not 0 < self.share < 1:
+            raise ModelError(f"zoom is 2 or more, share between 0 and 1; got {self.zoom} and {self.share}")
+        for name, known in (("driver", DRIVERS), ("mixer", MIXERS), ("encoder", ENCODERS)):
+            if getattr(self, name) not in known:
+                raise ModelError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        if len({answer.name for answer in self.answers}) < len(self.answers):
+            raise ModelError(f"every answer has a name of its own, got {[answer.name for answer in self.answers]}")
+        if not (self.answers or self.target or self.segments or self.embedding):
+            raise ModelError("a model has something to say: answers, a target, segments or an embedding")
+        if self.boxes and not self.target:
+            raise ModelError("boxes are of the target: say what it is called")
 
     @classmethod
     def for_traits(cls, traits: ImageTraits) -> Self:
@@ -102,16 +144,26 @@ class PatchDriveNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
-        return {**dataclasses.asdict(self), "classes": list(self.classes)}
+        fields = dataclasses.asdict(self)
+        return {**fields, "answers": [_listed(answer) for answer in fields["answers"]], "segments": list(self.segments)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote; what is left out is as by default.
 
         Raises:
-            ModelError: a field is unknown, missing or out of its range.
+            ModelError: a field is unknown or out of its range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
-            raise ModelError(f"not a PatchDriveNet config: fields {sorted(set(fields) ^ known)} are unknown or missing")
-        return cls(**{**fields, "classes": tuple(fields["classes"])})
+        if not known.issuperset(fields):
+            raise ModelError(f"not a PatchDriveNet config: there is no {', '.join(sorted(set(fields) - known))}; it has {sorted(known)}")
+        try:
+            answers = {"answers": tuple(AnswerSpec(**{**one, "classes": tuple(one["classes"])}) for one in fields.get("answers", ()))}
+            lists = {name: tuple(fields[name]) for name in ("segments",) if name in fields}
+            return cls(**{**fields, **lists, **(answers if "answers" in fields else {})})
+        except (TypeError, KeyError) as error:
+            raise ModelError(f"not a PatchDriveNet config: {error!r}") from error
+
+
+def _listed(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {**answer, "classes": list(answer["classes"])}

@@ -127,6 +127,15 @@ class CrossAttentionFuse(nn.Module):
         fused = torch.cat(blocks, dim=2).view(batch, width, cells.height, cells.width)
         return fused, answers
 
+    def attention(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame) -> Tensor:
+        """[B, tasks, K] attention of the task queries on each patch, mean over heads."""
+        code = _Code(self.position, frame, float(tokens.selection.side.max()), self.octaves)
+        keys = self._keys(glance, tokens, cells, code)
+        x = self.tasks.expand(len(glance.features), -1, -1)
+        q = self._split(self.query(self.norm_query(x)))
+        logits = q @ keys.k.transpose(2, 3) / math.sqrt(q.shape[3]) + keys.bias[:, None, None, :]
+        return torch.softmax(logits, dim=3).mean(dim=1)[:, :, : tokens.x.shape[1]]
+
     def _attend(self, x: Tensor, keys: _Keys, centres: Tensor | None) -> Tensor:
         """One pre-norm layer over [B, n, D] queries at level-0 `centres` [n, 2]; None for queries without a place."""
         q = self._split(self.query(self.norm_query(x)))

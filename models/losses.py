@@ -95,3 +95,53 @@ def evidence_loss(logits: Tensor, selection: Selection, targets: Sequence[Tensor
 def selection_loss(selection: Selection) -> Tensor:
     """Mean |w| over the patches read: attention has a price."""
     return (selection.weight * selection.valid).sum() / selection.valid.sum().clamp_min(1)
+
+
+def size_loss(size: Tensor, targets: Sequence[Tensor], sizes: Sequence[Tensor], cells: Level) -> Tensor:
+    """Mean L1 of log sizes [B, 2, gh, gw] (of cells) in the cells that hold a target's centre, against sizes [n, 2] in level-0 pixels."""
+    steps = size.new_tensor([cells.downsample_y, cells.downsample_x])
+    wrong = [size.new_zeros(0)]
+    for said, yx, extent in zip(size, targets, sizes, strict=True):
+        home = (yx / steps).floor().long()
+        y, x = home[:, 0].clamp(0, cells.height - 1), home[:, 1].clamp(0, cells.width - 1)
+        wrong.append((said[:, y, x].T - (extent / steps).clamp_min(1e-3).log()).abs().flatten())
+    every = torch.cat(wrong)
+    return every.sum() / max(1, len(every))
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, downsample: int) -> Tensor:
+    """Cross-entropy, and one less the soft Dice of the classes that occur, of [B, C, h, w] logits.
+
+    Args:
+        logits: a pixel per `downsample` image pixels; may reach beyond the image.
+        mask: [B, H, W] int64 classes of the image's pixels, -1 where not known: each logit is compared with the share of each class in
+            its pixel.
+        downsample: image pixels along a logit.
+    """
+    classes = logits.shape[1]
+    known = functional.one_hot((mask + 1).clamp_min(0), classes + 1)[..., 1:].movedim(-1, 1).to(logits.dtype)
+    share = functional.avg_pool2d(known, downsample, ceil_mode=True, count_include_pad=False)
+    logits = logits[:, :, : share.shape[2], : share.shape[3]]
+    there = share.sum(dim=1, keepdim=True)
+    entropy = -(share * functional.log_softmax(logits, dim=1)).sum() / there.sum().clamp_min(1)
+    p = torch.softmax(logits, dim=1) * there
+    area = share.sum(dim=(0, 2, 3))
+    dice = 2 * (p * share).sum(dim=(0, 2, 3)) / (p + share).sum(dim=(0, 2, 3)).clamp_min(1e-6)
+    occurs = area > 0
+    return entropy + (1 - dice[occurs]).mean() if bool(occurs.any()) else entropy
+
+
+def attention_loss(selection: Selection, attention: Tensor) -> Tensor:
+    """Saliency distilled from the model's own attention: BCE of each patch's gate against whether it got more than 1.5 times its share.
+
+    Args:
+        selection: of the patches; gradient goes through their gates.
+        attention: [B, K], of the answers on each patch; a target, without gradient.
+    """
+    valid = selection.valid
+    count = valid.sum(dim=1, keepdim=True).clamp_min(1)
+    among = attention / (attention * valid).sum(dim=1, keepdim=True).clamp_min(1e-6)
+    counts = (among * count > 1.5).to(attention.dtype)
+    gate = selection.weight.clamp(1e-4, 1 - 1e-4)
+    wrong = -(counts * gate.log() + (1 - counts) * (1 - gate).log())
+    return (wrong * valid).sum() / valid.sum().clamp_min(1)

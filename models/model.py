@@ -1,61 +1,92 @@
-"""System A, PatchDriveNet: the whole image seen small, its most salient places read at full resolution, both joined.
+"""PatchDrive: the whole image seen small, some places read at full resolution, both joined. Systems A and D are presets of it.
 
-Global stream and saliency head (`saliency.GlanceNet`), patch drive controller (`drivers.SaliencyDriver`), shared high-resolution
-extractor (`encoders.SmallCNN`), cross-attention fusion (`fuse.CrossAttentionFuse`), heads (`heads`). The model asks for patches
-through a generator, so the same mathematics runs over a tensor (`forward`) and over a slide (the pipeline), one patch after
-another or all at once.
+A global stream with its saliency head (`saliency.GlanceNet`), a patch drive controller (`drivers`, `recurrent`, `iterative`,
+`drilldown`), a shared high-resolution extractor (`encoders` or any module of your own), a mixer by which patches that were read tell
+each other (`mixers`), cross-attention fusion (`fuse`), heads (`heads`). The model asks for patches through a generator, so the same
+mathematics runs over a tensor (`forward`) and over a slide (the pipeline), one patch after another or all at once.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.crop import coarsen, crop
 from patchdrive.models.digest import module_digest
-from patchdrive.models.drivers import SaliencyDriver, Sampling
+from patchdrive.models.drilldown import DrillDownDriver
+from patchdrive.models.drivers import GridDriver, SaliencyDriver
 from patchdrive.models.encoders import SmallCNN
 from patchdrive.models.fuse import CrossAttentionFuse, Frame
-from patchdrive.models.heads import Centre, Classify, find_objects
+from patchdrive.models.heads import Centre, Classify, Embed, Fused, Head, Said, Segment
+from patchdrive.models.iterative import IterativeDriver
+from patchdrive.models.recurrent import RecurrentDriver
 from patchdrive.models.saliency import HALO, STRIDE, GlanceNet
-from patchdrive.models.types import Drive, Glance, Output, OutputSpec, Selection, Tokens
+from patchdrive.models.search import Driver, Gathered, Sampling, Search
+from patchdrive.models.types import Attended, Drive, Glance, ModelSpec, Output, OutputSpec, Selection, Tokens
 from patchdrive.readers.errors import ModelError
 from patchdrive.readers.geometry import Level
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """What the heads say, before it becomes probabilities: what losses want."""
 
-    detection: Tensor
-    """[B, 1, gh, gw] logits."""
-    offset: Tensor
-    """[B, 2, gh, gw] cells, (y, x) from a cell's centre to its object's."""
-    label: Tensor | None
-    """[B, C] logits of the image's class, where the model has classes."""
+class Encoder(Protocol):
+    """What PatchDrive needs of a patch encoder, beyond being a module."""
+
+    spec: ModelSpec
+
+    @property
+    def digest(self) -> str:
+        """As `PatchModel.digest`."""
+        ...
+
+    def __call__(self, pixels: Tensor, /) -> Mapping[str, Tensor]:
+        """One vector [n, D] per patch."""
+        ...
+
+    def to(self, device: torch.device, /) -> Any:
+        """Move it, in place."""
+        ...
+
+
+class Mixer(Protocol):
+    """Tokens to tokens of the same patches."""
+
+    def __call__(self, tokens: Tokens, /) -> Tokens:
+        """Each having seen some others."""
+        ...
 
 
 class PatchDrive(nn.Module):
     """A DriveModel out of parts. `patchdrivenet` puts the usual ones together."""
 
-    def __init__(self, config: PatchDriveNetConfig, *, glance: GlanceNet, driver: SaliencyDriver, encoder: SmallCNN) -> None:
+    def __init__(
+        self,
+        config: PatchDriveNetConfig,
+        *,
+        glance: GlanceNet,
+        driver: Driver,
+        encoder: Encoder,
+        mixer: Mixer,
+        fuse: CrossAttentionFuse,
+        heads: Mapping[str, Head],
+    ) -> None:
         super().__init__()
         self.config = config
         self.glance = glance
         self.driver = driver
         self.encoder = encoder
-        self.fuse = CrossAttentionFuse(config.width)
-        self.centre = Centre(config.width)
-        self.classify = Classify(config.width, len(config.classes)) if config.classes else None
-        self.evidence = nn.Linear(config.width, 1)  # of one patch, for its own loss in training
+        self.mixer = mixer
+        self.fuse = fuse
+        self.heads = nn.ModuleDict({name: head for name, head in heads.items() if isinstance(head, nn.Module)})
+        self.evidence = nn.Linear(config.width, 1)  # of one patch: that a target is centred in it
 
     @property
     def digest(self) -> str:
@@ -69,13 +100,13 @@ class PatchDrive(nn.Module):
 
     @property
     def maps(self) -> tuple[OutputSpec, ...]:
-        """The fused detection map, one cell per glance cell."""
-        return (OutputSpec(name="detection", kind="probability", channels=(self.config.target,), stride=STRIDE, halo=HALO),)
+        """Of all heads, on the glance's pixels."""
+        return tuple(output for head in self._heads().values() for output in head.maps)
 
     @property
     def values(self) -> Mapping[str, tuple[str, ...]]:
-        """Class names of `class`, where the model has classes."""
-        return {"class": self.config.classes} if self.config.classes else {}
+        """Class names of each answer about the whole image."""
+        return {answer.name: answer.classes for answer in self.config.answers}
 
     def with_max_patches(self, count: int) -> Self:
         """The same model, weights shared, that asks for up to `count` patches; its digest differs.
@@ -88,16 +119,17 @@ class PatchDrive(nn.Module):
         return view
 
     def drive(self, glance: Glance, cells: Level, grid: Level) -> Drive:
-        """Ask once, for the `max_patches` best; then fuse and answer."""
-        selection = self.select(glance, cells, grid)
-        tokens = yield selection
-        answers = self.answer(glance, tokens, cells)
-        probability = torch.sigmoid(answers.detection)
-        threshold = self.config.threshold
+        """Ask as the driver does; then let the patches tell each other, fuse and answer."""
+        gathered = yield from self.driver.ask(self.search(glance, cells, grid))
+        tokens = self.mixer(gathered.tokens)
+        said = self.answer(glance, tokens, cells)
+        parts = [head.output(said, cells) for head in self._heads().values()]
         return Output(
-            maps={"detection": probability},
-            values={} if answers.label is None else {"class": torch.softmax(answers.label, dim=1)},
-            objects=[find_objects(p[0], offset, cells, threshold) for p, offset in zip(probability, answers.offset, strict=True)],
+            maps={name: values for part in parts for name, values in part.maps.items()},
+            values={name: values for part in parts for name, values in part.values.items()},
+            objects=[one for part in parts for one in part.objects],
+            embedding=next((part.embedding for part in parts if part.embedding is not None), None),
+            attended=Attended(selection=tokens.selection, attention=self.attention(glance, tokens, cells)),
         )
 
     def forward(self, image: Tensor, *, chunk: int = 256) -> Output:
@@ -109,13 +141,7 @@ class PatchDrive(nn.Module):
         """
         grid, cells = self.frames(image)
         drive = self.drive(self.look(image), cells, grid)
-        selection = next(drive)
-        while True:
-            try:
-                selection = drive.send(self.read(image, selection, grid, chunk=chunk))
-            except StopIteration as end:
-                output: Output = end.value
-                return output
+        return converse(drive, lambda selection: self.read(image, selection, grid, chunk=chunk))
 
     def frames(self, image: Tensor) -> tuple[Level, Level]:
         """The grids of an image [B, C, H, W] in memory: its own pixels, which are level 0, and the glance's cells."""
@@ -134,17 +160,53 @@ class PatchDrive(nn.Module):
         features, score = (maps[name][:, :, edge:-edge, edge:-edge] for name in ("features", "score"))
         return Glance(features=features, score=score[:, 0], valid=torch.ones_like(score[:, 0], dtype=torch.bool))
 
-    def select(self, glance: Glance, cells: Level, grid: Level, *, sampling: Sampling | None = None) -> Selection:
-        """The driver's choice of patches; `sampling` for a training step."""
-        size, count = self.encoder.spec.size, self.config.max_patches
-        selection: Selection = self.driver(glance, cells, grid, size=size, max_patches=count, sampling=sampling)
-        return selection
+    def search(self, glance: Glance, cells: Level, grid: Level, *, sampling: Sampling | None = None) -> Search:
+        """What the driver is given; `sampling` for a training step."""
+        return Search(
+            glance=glance,
+            cells=cells,
+            grid=grid,
+            size=self.encoder.spec.size,
+            max_patches=self.config.max_patches,
+            rank=lambda tokens: self.attention(glance, tokens, cells).masked_fill(~tokens.selection.valid, -torch.inf),
+            sampling=sampling,
+        )
 
-    def read(self, image: Tensor, selection: Selection, grid: Level, *, chunk: int = 256) -> Tokens:
-        """Cut the patches of a Selection out of images [B, C, H, W] and encode them; empty slots are zeros and cost nothing."""
-        patches = crop(image, selection, grid, self.encoder.spec)[selection.valid]
-        vectors = [self.encode(part) for part in torch.split(patches, chunk)] if len(patches) else []
+    def gather(
+        self,
+        image: Tensor,
+        glance: Glance,
+        cells: Level,
+        grid: Level,
+        *,
+        sampling: Sampling,
+        chunk: int = 256,
+        constant_memory: bool = False,
+    ) -> Gathered:
+        """What the driver gathers of images [B, C, H, W] in a training step, tokens before they are mixed; other arguments as `read`."""
+        asking = self.driver.ask(self.search(glance, cells, grid, sampling=sampling))
+        return converse(asking, lambda one: self.read(image, one, grid, chunk=chunk, constant_memory=constant_memory))
+
+    def read(self, image: Tensor, selection: Selection, grid: Level, *, chunk: int = 256, constant_memory: bool = False) -> Tokens:
+        """Cut the patches of a Selection out of images and encode them; empty slots are zeros and cost nothing.
+
+        Args:
+            image: [B, C, H, W] stored values.
+            selection: which patches.
+            grid: the image's frame.
+            chunk: patches cut and encoded at once; changes rounding only.
+            constant_memory: keep nothing of a chunk for its gradient but where its patches are: it is cut and encoded once more for it
+                (Chen et al. 2016). The same gradient, one chunk's memory, one forward pass more.
+        """
         x = selection.side.new_zeros(*selection.valid.shape, self.config.width)
+
+        def encoded(slots: Tensor) -> Tensor:
+            return self.encode(crop(image, selection, slots, grid, self.encoder.spec))
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and selection.grad):
+            keep = not (constant_memory and torch.is_grad_enabled())
+            slots = torch.split(selection.valid.nonzero(), chunk)
+            vectors = [encoded(some) if keep else checkpoint(encoded, some, use_reentrant=False) for some in slots if len(some)]
         if vectors:
             x = x.masked_scatter(selection.valid[..., None], torch.cat(vectors))
         return Tokens(x=x, selection=selection)
@@ -152,27 +214,83 @@ class PatchDrive(nn.Module):
     def encode(self, patches: Tensor) -> Tensor:
         """[n, C, p, p] stored values to [n, D]."""
         spec = self.encoder.spec
-        vector: Tensor = self.encoder(spec.normalise(patches.permute(0, 2, 3, 1)))["features"]
-        return vector
+        given = self.encoder(spec.normalise(patches.permute(0, 2, 3, 1)))
+        return given[spec.outputs[0].name]
 
-    def answer(self, glance: Glance, tokens: Tokens, cells: Level, *, frame: Frame | None = None) -> Answers:
+    def answer(self, glance: Glance, tokens: Tokens, cells: Level, *, frame: Frame | None = None) -> Said:
         """Fuse and ask the heads; `frame` is the image's own borders unless given."""
-        extent = (cells.height * cells.downsample_y, cells.width * cells.downsample_x)
-        fused, queries = self.fuse(glance, tokens, cells, frame or Frame(origin=(0.0, 0.0), extent=extent))
-        detection, offset = self.centre(fused)
-        return Answers(detection=detection, offset=offset, label=self.classify(queries[:, 0]) if self.classify is not None else None)
+        fused, queries = self.fuse(glance, tokens, cells, frame or _borders(cells))
+        given = Fused(map=fused, queries=queries)
+        return {name: tensor for head in self._heads().values() for name, tensor in head(given).items()}
+
+    def attention(self, glance: Glance, tokens: Tokens, cells: Level) -> Tensor:
+        """[B, K] of the task queries on each patch, mean over heads and queries; with the share of the pooled stream they sum to one."""
+        return self.fuse.attention(glance, tokens, cells, _borders(cells)).mean(dim=1)
+
+    def _heads(self) -> Mapping[str, Head]:
+        return dict(self.heads.items())  # type: ignore[arg-type]
 
 
-def patchdrivenet(config: PatchDriveNetConfig) -> PatchDrive:
-    """System A, untrained: its saliency is the Laplacian-of-Gaussian prior, its other weights are drawn from `config.seed`."""
+def patchdrivenet(config: PatchDriveNetConfig, *, encoder: Encoder | None = None) -> PatchDrive:
+    """System A or D as its config says, untrained: saliency is the Laplacian-of-Gaussian prior, weights are drawn from `config.seed`.
+
+    Args:
+        config: which parts, how large.
+        encoder: instead of the config's: any module that is a PatchModel of one vector of `config.width`, `models.wrapped.wrap` makes one.
+
+    Raises:
+        ModelError: the encoder's vectors are of another length.
+    """
+    if encoder is not None and (encoder.spec.size, [len(o.channels) for o in encoder.spec.outputs]) != (config.patch_size, [config.width]):
+        raise ModelError(
+            f"an encoder of patches of {config.patch_size} pixels to one vector of {config.width} is wanted, got "
+            f"{encoder.spec.size} pixels to {[len(o.channels) for o in encoder.spec.outputs]}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        heads: dict[str, Head] = {}
+        if config.target:
+            heads["detection"] = Centre(config.width, config.target, boxes=config.boxes, threshold=config.threshold)
+        heads |= {f"answer_{i}": Classify(config.width, answer, i) for i, answer in enumerate(config.answers)}
+        if config.segments:
+            heads["segmentation"] = Segment(config.width, config.segments)
+        if config.embedding:
+            heads["embedding"] = Embed(config.width, len(config.answers))
         return PatchDrive(
             config,
             glance=GlanceNet(config.glance_spec, config.width),
-            driver=SaliencyDriver(config.width),
-            encoder=SmallCNN(config.encoder_spec, config.width),
+            driver=_driver(config),
+            encoder=encoder or SmallCNN(config.encoder_spec, config.width),
+            mixer=nn.Identity(),
+            fuse=CrossAttentionFuse(config.width, config.heads, max(1, len(config.answers) + config.embedding)),
+            heads=heads,
         )
+
+
+def _driver(config: PatchDriveNetConfig) -> Driver:
+    drivers: Mapping[str, Callable[[], Driver]] = {
+        "saliency": lambda: SaliencyDriver(config.width),
+        "grid": GridDriver,
+        "recurrent": lambda: RecurrentDriver(config.width, config.per_step),
+        "iterative": lambda: IterativeDriver(config.per_step),
+        "drill-down": lambda: DrillDownDriver(config.width, zoom=config.zoom, share=config.share),
+    }
+    return drivers[config.driver]()
+
+
+def converse(talk: Generator[Selection, Tokens, T], read: Callable[[Selection], Tokens]) -> T:
+    """Let a drive ask, and `read` answer, to its end."""
+    selection = next(talk)
+    while True:
+        try:
+            selection = talk.send(read(selection))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def _borders(cells: Level) -> Frame:
+    return Frame(origin=(0.0, 0.0), extent=(cells.height * cells.downsample_y, cells.width * cells.downsample_x))
 
 
 def _level(height: int, width: int, downsample: float) -> Level:

@@ -294,6 +294,19 @@ class Selection:
     """[B, K] float32, gate in (0, 1]; carries gradient to the saliency head."""
     valid: Tensor
     """[B, K] bool."""
+    grad: bool = True
+    """False where training learns nothing through these patches: they are read to be ranked."""
+
+    def take(self, order: Tensor, valid: Tensor) -> Selection:
+        """Slots [B, M] of this one, those of them that are `valid` [B, M]."""
+        return Selection(
+            yx=self.yx.gather(1, order[..., None].expand(-1, -1, 2)),
+            side=self.side.gather(1, order),
+            cell=self.cell.gather(1, order),
+            weight=self.weight.gather(1, order),
+            valid=self.valid.gather(1, order) & valid,
+            grad=self.grad,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +318,23 @@ class Tokens:
     selection: Selection
     """Whose patches they are."""
 
+    def take(self, order: Tensor, valid: Tensor) -> Tokens:
+        """Slots [B, M] of these, those of them that are `valid` [B, M]."""
+        return Tokens(x=self.x.gather(1, order[..., None].expand(-1, -1, self.x.shape[2])), selection=self.selection.take(order, valid))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Those of several Selections, one after the other."""
+        chosen = [part.selection for part in parts]
+        selection = Selection(
+            yx=torch.cat([one.yx for one in chosen], dim=1),
+            side=torch.cat([one.side for one in chosen], dim=1),
+            cell=torch.cat([one.cell for one in chosen], dim=1),
+            weight=torch.cat([one.weight for one in chosen], dim=1),
+            valid=torch.cat([one.valid for one in chosen], dim=1),
+        )
+        return cls(x=torch.cat([part.x for part in parts], dim=1), selection=selection)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objects:
@@ -314,18 +344,36 @@ class Objects:
     """[n, 2] float32, level-0 centres."""
     score: Tensor
     """[n] float32 in [0, 1], highest first."""
+    name: str = "object"
+    """What they are."""
+    size: Tensor | None = None
+    """[n, 2] float32 heights and widths, level-0 pixels; None: only centres are known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attended:
+    """What the answers about the whole image were made of."""
+
+    selection: Selection
+    """The patches that were kept."""
+    attention: Tensor
+    """[B, K] float32, mean over heads and task queries; with what goes to the global stream they sum to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """What a drive returns."""
 
-    maps: Mapping[str, Tensor]
-    """Per map of the model's `maps`: [B, C, gh, gw] on the glance's grid; probabilities where its kind says so."""
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+    """Per map of the model's `maps`: [B, C, h, w], a pixel per `stride` glance pixels; probabilities where its kind says so."""
     values: Mapping[str, Tensor] = field(default_factory=dict)
     """Answers about the whole image, [B, C]: class probabilities."""
     objects: Sequence[Objects] = ()
     """One per image."""
+    embedding: Tensor | None = None
+    """[B, D], the whole image as one vector."""
+    attended: Attended | None = None
+    """Which patches counted how much."""
 
 
 Drive = Generator[Selection, Tokens, Output]

@@ -21,6 +21,7 @@ from patchdrive.models import load_model
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import PatchDrive, patchdrivenet
 from patchdrive.models.segmenter import Segmenter, SegmenterConfig, save_segmenter, segmentation_loss
+from patchdrive.models.step import Wanted
 from patchdrive.models.weights import save_patchdrivenet
 from patchdrive.pipeline.feed import FeedSettings, feed
 from patchdrive.pipeline.glance import glance, patch_grid, pick_channels, traits_of
@@ -116,9 +117,9 @@ def _fields(count: int, *, batch: int = 2, side: int = 1024) -> Iterator[Trainin
             wanted = 0 if rng.random() < 0.25 else 6
             field, yx, _ = training_field(canvases[int(rng.integers(len(canvases)))], rng, side=side, targets=wanted, lookalikes=10)
             pixels.append(torch.from_numpy(field).permute(2, 0, 1))
-            targets.append(yx)
+            targets.append(torch.from_numpy(yx).to(torch.float32).reshape(-1, 2))
         label = torch.tensor([int(len(yx) > 0) for yx in targets])
-        yield TrainingBatch(pixels=torch.stack(pixels), targets=tuple(targets), label=label)
+        yield TrainingBatch(pixels=torch.stack(pixels), wanted=Wanted(targets=targets, answers={"class": label}))
 
 
 def _train_segmenter(path: Path, *, steps: int = 160, batch: int = 4, side: int = 128) -> None:

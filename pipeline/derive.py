@@ -17,7 +17,7 @@ from patchdrive.pipeline.glance import View
 from patchdrive.pipeline.journal import Journal
 from patchdrive.pipeline.paint import Painting
 from patchdrive.pipeline.plan import Layout, Plan
-from patchdrive.pipeline.tables import FoundBoxes, create_objects
+from patchdrive.pipeline.tables import FoundBoxes, FoundObjects, create_objects
 
 Tables = Mapping[str, Sequence[zarr.Array[Any]]]
 
@@ -37,7 +37,8 @@ def write_things(store: Path, spec: ModelSpec, plans: Sequence[Plan], tables: Ta
         found = joined([NO_BOXES, *parts])
         size = np.stack([found.height, found.width], axis=1)
         boxes = FoundBoxes(size=size, kind=found.kind.astype(np.int8), classes=output.channels)
-        create_objects(store / "tables" / f"{spec.name}_{output.name}", found.centres, found.score, journal, boxes)
+        merged = FoundObjects(yx=found.centres, score=found.score.astype(np.float32), boxes=boxes)
+        create_objects(store / "tables" / f"{spec.name}_{output.name}", merged, journal)
 
 
 def painting_of(spec: ModelSpec, plans: Sequence[Plan], tables: Tables, view: View, layout: Layout) -> Painting | None:

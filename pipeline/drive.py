@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from torch import Tensor
 
-from patchdrive.models.types import DriveModel, Glance, Objects, OutputSpec, Selection, Tokens
+from patchdrive.models.types import Attended, DriveModel, Glance, Objects, Output, OutputSpec, Selection, Tokens
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.glance import View, patch_grid
 from patchdrive.pipeline.look import look
-from patchdrive.pipeline.plan import SQUARE, Plan
+from patchdrive.pipeline.plan import SQUARE, Plan, target_grid, target_grid_of
 from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.tables import FoundBoxes, FoundObjects
 from patchdrive.pipeline.timings import Timings
 from patchdrive.readers import Level
 from patchdrive.readers.errors import ModelError
@@ -44,8 +46,12 @@ class Outcome:
     """On the glance's grid."""
     answers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """About the whole image: probability by class name."""
-    objects: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
-    """Things found: (n, 2) level-0 centres (y, x) and (n,) scores, by name."""
+    objects: Mapping[str, FoundObjects] = field(default_factory=dict)
+    """Things found, by name."""
+    attention: tuple[NDArray[np.float32], ...] = ()
+    """Per round, (n,) in the plan's row order: how much the answers about the whole image attend to each patch; NaN: not kept."""
+    embedding: NDArray[np.float32] | None = None
+    """(D,), the whole image."""
 
 
 Drive = Generator[Plan, "zarr.Array[Any] | None", Outcome | None]
@@ -71,35 +77,49 @@ def model_drive(model: DriveModel, view: View, settings: RunSettings, devices: D
         seen, cells = look(model, view, grid, settings, devices=devices, timings=timings)
     talk = model.drive(seen, cells, grid)
     tokens: Tokens | None = None
+    asked: list[tuple[Selection, NDArray[np.int64]]] = []
     while True:
         with torch.inference_mode():  # around the model's own steps only: a yield inside would leave it on for whoever looks on
             try:
                 selection = next(talk) if tokens is None else talk.send(tokens)
             except StopIteration as end:
-                return outcome_of(model, end.value, seen, cells)
-        plan, rows = plan_of(selection, grid, model.encoder.spec.size)
+                return outcome_of(model, end.value, seen, cells, asked)
+        plan, rows = plan_of(selection, view.image.levels[0], grid, model.encoder.spec.size)
+        asked.append((selection, rows))
         features = yield plan
         assert features is not None
         tokens = tokens_of(selection, np.asarray(features[:], np.float32), rows, seen.features.device)
 
 
-def plan_of(selection: Selection, grid: Level, side: int) -> tuple[Plan, NDArray[np.int64]]:
+def plan_of(selection: Selection, base: Level, grid: Level, side: int) -> tuple[Plan, NDArray[np.int64]]:
     """A Selection for one image as a Plan, and for each of its slots the plan's row (-1: an empty slot).
 
+    Args:
+        selection: patches of one level: `grid`, or a coarser one.
+        base: level 0.
+        grid: the finest that patches lie on.
+        side: of a patch, pixels of its level.
+
     Raises:
-        ModelError: a corner is not on the patch grid.
+        ModelError: the patches are of several levels, or a corner is not on their grid.
     """
     slots = np.nonzero(selection.valid[0].cpu().numpy())[0]
+    sides = selection.side[0].cpu().numpy().astype(np.float64)[slots]
+    times = sides / (side * (grid.downsample_y + grid.downsample_x) / 2)
+    if len(times) and np.ptp(times) > 1e-3:
+        raise ModelError(f"the patches of one round are of one pixel size; these are {times.min():g} to {times.max():g} times the finest")
+    zoom = float(np.round(times[0], 3)) if len(times) else 1.0
+    level = grid if zoom == 1.0 else target_grid(base, grid.downsample_y * zoom, grid.downsample_x * zoom)
     centres = selection.yx[0].cpu().numpy().astype(np.float64)[slots]
-    exact_y = centres[:, 0] / grid.downsample_y - side / 2
-    exact_x = centres[:, 1] / grid.downsample_x - side / 2
+    exact_y = centres[:, 0] / level.downsample_y - side / 2
+    exact_x = centres[:, 1] / level.downsample_x - side / 2
     y, x = np.rint(exact_y).astype(np.int64), np.rint(exact_x).astype(np.int64)
     off = max(np.abs(exact_y - y).max(initial=0.0), np.abs(exact_x - x).max(initial=0.0))
     if off > 0.1:
         raise ModelError(f"a drive's patches have their corners on whole pixels of the patch grid; one is {off:.2f} off")
     score = selection.weight[0].detach().cpu().numpy().astype(np.float32)[slots]
     order = np.lexsort((x, y, x // SQUARE, y // SQUARE))
-    plan = Plan(y=y[order], x=x[order], score=score[order], rank=order.astype(np.int64), side=side, grid=grid)
+    plan = Plan(y=y[order], x=x[order], score=score[order], rank=order.astype(np.int64), side=side, grid=level)
     rows = np.full(selection.valid.shape[1], -1, np.int64)
     rows[slots[order]] = np.arange(len(order))
     return plan, rows
@@ -111,20 +131,57 @@ def tokens_of(selection: Selection, features: NDArray[np.float32], rows: NDArray
     by_slot = torch.from_numpy(padded[rows]).to(device)
     computed = torch.isfinite(by_slot).all(dim=1)
     valid = selection.valid & computed[None]
-    kept = Selection(yx=selection.yx, side=selection.side, cell=selection.cell, weight=selection.weight, valid=valid)
+    kept = replace(selection, valid=valid)
     return Tokens(x=torch.where(computed[:, None], by_slot, 0.0)[None], selection=kept)
 
 
-def outcome_of(model: DriveModel, output: Any, seen: Glance, cells: Level) -> Outcome:
-    """What the model returned, as arrays with their frames."""
+def outcome_of(
+    model: DriveModel, output: Output, seen: Glance, cells: Level, asked: Sequence[tuple[Selection, NDArray[np.int64]]]
+) -> Outcome:
+    """What the model returned, as arrays with their frames; `asked` are the rounds' Selections with their slots' rows."""
     valid = seen.valid[0].cpu().numpy()
-    maps = tuple(
-        FusedMap(output=spec, values=output.maps[spec.name][0].float().cpu().numpy(), valid=valid, grid=cells) for spec in model.maps
-    )
+    stride = model.glance.spec.outputs[0].stride
     answers = {
         name: {label: round(float(value), 6) for label, value in zip(model.values[name], tensor[0].tolist(), strict=True)}
         for name, tensor in output.values.items()
     }
-    found: list[Objects] = list(output.objects)
-    objects = {"objects": (found[0].yx.cpu().numpy(), found[0].score.cpu().numpy())} if found else {}
-    return Outcome(maps=maps, answers=answers, objects=objects)
+    maps = tuple(fused_map(spec, output.maps[spec.name], valid, cells, stride // spec.stride) for spec in model.maps)
+    found = {} if not output.objects else {"objects": found_of(output.objects[0])}
+    return Outcome(
+        maps=maps,
+        answers=answers,
+        objects=found,
+        attention=() if output.attended is None else tuple(attention_of(output.attended, *one) for one in asked),
+        embedding=None if output.embedding is None else output.embedding[0].float().cpu().numpy(),
+    )
+
+
+def fused_map(output: OutputSpec, values: Tensor, valid: NDArray[np.bool_], cells: Level, finer: int) -> FusedMap:
+    """A map of one image, `finer` pixels along a cell of the glance."""
+    grid = target_grid_of(cells.height * finer, cells.width * finer, cells.downsample_y / finer, cells.downsample_x / finer)
+    return FusedMap(output=output, values=values[0].float().cpu().numpy(), valid=valid.repeat(finer, 0).repeat(finer, 1), grid=grid)
+
+
+def found_of(objects: Objects) -> FoundObjects:
+    """Things as arrays."""
+    yx, score = objects.yx.cpu().numpy().astype(np.float64), objects.score.cpu().numpy()
+    if objects.size is None:
+        return FoundObjects(yx=yx, score=score)
+    size = objects.size.cpu().numpy().astype(np.float64)
+    return FoundObjects(yx=yx, score=score, boxes=FoundBoxes(size=size, kind=np.zeros(len(yx), np.int8), classes=(objects.name,)))
+
+
+def attention_of(attended: Attended, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) attention on each row of a round's plan: what was kept is found again by its place and side."""
+
+    def places(one: Selection) -> NDArray[np.float32]:
+        return torch.cat([one.yx[0], one.side[0, :, None]], dim=1).cpu().numpy()
+
+    kept = np.nonzero(attended.selection.valid[0].cpu().numpy())[0]
+    known = {place.tobytes(): slot for place, slot in zip(places(attended.selection)[kept], kept.tolist(), strict=True)}
+    values = attended.attention[0].float().cpu().numpy()
+    filled = np.nonzero(rows >= 0)[0]
+    found = np.array([known.get(place.tobytes(), -1) for place in places(selection)[filled]], np.int64)
+    attention = np.full(len(filled), np.nan, np.float32)
+    attention[rows[filled]] = np.where(found >= 0, values[found] if len(values) else np.nan, np.nan)
+    return attention

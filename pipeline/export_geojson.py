@@ -18,8 +18,8 @@ import shapely
 from patchdrive.pipeline.drafts import draft_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.objects import ObjectMap, Objects, Tracing, object_maps
-from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
-from patchdrive.pipeline.tables import STATES
+from patchdrive.pipeline.result import Result, ResultRound
+from patchdrive.pipeline.tables import STATES, FoundObjects
 
 _AT_ONCE = 1 << 16
 """Rows whose corners are held as Python numbers at a time."""

@@ -19,8 +19,8 @@ from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.geoparquet import GROUP, write_geoparquet
 from patchdrive.pipeline.objects import ObjectMap, Tracing, object_maps
 from patchdrive.pipeline.ranks import steps
-from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
-from patchdrive.pipeline.tables import STATES
+from patchdrive.pipeline.result import Result, ResultRound
+from patchdrive.pipeline.tables import STATES, FoundObjects
 
 _Batch = tuple[NDArray[Any], Mapping[str, NDArray[Any]]]
 _PATCHES = {

@@ -38,9 +38,9 @@ from patchdrive.pipeline.geoparquet import GROUP, write_geoparquet
 from patchdrive.pipeline.glance import layout_of
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.ranks import steps
-from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
+from patchdrive.pipeline.result import Result, ResultRound
 from patchdrive.pipeline.settings import RunSettings
-from patchdrive.pipeline.tables import ROWS
+from patchdrive.pipeline.tables import ROWS, FoundObjects
 from patchdrive.readers.errors import StoreError
 
 _TILES, _REGION_KEY, _INSTANCE_KEY = "tiles", "library_id", "tile_id"

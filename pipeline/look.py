@@ -71,12 +71,14 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, d
 
 
 def held_bytes(model: DriveModel, view: View, grid: Level) -> int:
-    """What a drive holds of its glance from the look to its end: features and score of every cell, and as much twice more while they
-    are fused and answered.
+    """What a drive holds of its glance from the look to its end: features and score of every cell, as much twice more while they are
+    fused, and the maps that its heads give, as logits and as probabilities.
     """
     _, cells = _grids(model, view, grid)
-    channels = sum(len(output.channels) for output in model.glance.spec.outputs)
-    return cells.height * cells.width * (3 * 4 * channels + 8)
+    outputs = model.glance.spec.outputs
+    channels = sum(len(output.channels) for output in outputs)
+    given = sum(len(output.channels) * (outputs[0].stride // output.stride) ** 2 for output in model.maps)
+    return cells.height * cells.width * (4 * (3 * channels + 3 * given) + 8)
 
 
 def _grids(model: DriveModel, view: View, grid: Level) -> tuple[Level, Level]:

@@ -14,9 +14,9 @@ from patchdrive.pipeline.components import Table, feature_colors
 from patchdrive.pipeline.map_view import MapView
 from patchdrive.pipeline.pictures import Canvas
 from patchdrive.pipeline.plan import WORTH_READING
-from patchdrive.pipeline.result import FoundObjects, Result, ResultRound
+from patchdrive.pipeline.result import Result, ResultRound
 from patchdrive.pipeline.shrink import SmallMap, shrink
-from patchdrive.pipeline.tables import STATES
+from patchdrive.pipeline.tables import STATES, FoundObjects
 
 SIDE = 1024
 """Longest side of a picture of the whole image."""

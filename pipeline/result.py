@@ -23,7 +23,7 @@ from patchdrive.pipeline.maps import StoredMap
 from patchdrive.pipeline.paint import painted_maps
 from patchdrive.pipeline.plan import Plan, feature_blocks, map_blocks
 from patchdrive.pipeline.store import OWN_IMAGES, SCHEMA
-from patchdrive.pipeline.tables import ROWS, STATES, FoundBoxes, states_of
+from patchdrive.pipeline.tables import ROWS, STATES, FoundBoxes, FoundObjects, states_of
 from patchdrive.readers.errors import StoreError
 
 
@@ -67,27 +67,6 @@ class Patches:
 
     def __len__(self) -> int:
         return len(self.y)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FoundObjects:
-    """Things a model found."""
-
-    yx: NDArray[np.float64]
-    """(n, 2) centres, level-0 pixels, (y, x)."""
-    score: NDArray[np.float32]
-    """(n,) in [0, 1]."""
-    boxes: FoundBoxes | None = None
-    """Sizes and classes, where a detection head found them."""
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    @property
-    def corners(self) -> NDArray[np.float64]:
-        """(n, 4) y, x, bottom and right edges, level-0 pixels; of things without a size their centres twice."""
-        half = np.zeros_like(self.yx) if self.boxes is None else self.boxes.size / 2
-        return np.concatenate([self.yx - half, self.yx + half], axis=1)
 
 
 class Result:
@@ -194,8 +173,11 @@ class Result:
         return {name: self._arrays(name) for name in self.spec.features}
 
     def _arrays(self, name: str) -> tuple[zarr.Array[Any], ...]:
+        return tuple(zarr.open_array(store=path / "X", mode="r") for path in self._round_tables(name))
+
+    def _round_tables(self, name: str) -> list[Path]:
         rounds = {int(found[1]): path for path in (self.path / "tables").glob("*_round*") if (found := _round_of(path, name))}
-        return tuple(zarr.open_array(store=rounds[index] / "X", mode="r") for index in sorted(rounds))
+        return [rounds[index] for index in sorted(rounds)]
 
     @property
     def features(self) -> NDArray[Any] | None:
@@ -250,13 +232,27 @@ class Result:
         return np.ascontiguousarray(np.asarray(self.thumbnail_map.array[:]).transpose(1, 2, 0))
 
     @cached_property
+    def attention(self) -> NDArray[np.float32] | None:
+        """(n,) how much a drive's answers attend to each patch, rows as in `patches`, NaN where it was not kept; None without a drive."""
+        paths = [path / "obs" / "attention" for path in self._round_tables(self.spec.name)]
+        if not paths or not all(path.is_dir() for path in paths):
+            return None
+        return _joined([np.asarray(zarr.open_array(store=path, mode="r")[:]) for path in paths], np.float32)
+
+    @cached_property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """(D,) the image as a whole, where the model says it as a vector."""
+        path = self.path / "tables" / f"{self.spec.name}_image" / "X"
+        return np.asarray(zarr.open_array(store=path, mode="r")[0]) if path.is_dir() else None
+
+    @cached_property
     def objects(self) -> Mapping[str, FoundObjects]:
         """Things found, by name."""
         prefix = f"{self.spec.name}_"
         paths = sorted(
             path
             for path in (self.path / "tables").glob(f"{prefix}*")
-            if not (path / "obs" / "rank").exists() and (path / "X" / "zarr.json").exists()
+            if (path / "obs" / "score").exists() and not (path / "obs" / "rank").exists() and (path / "X" / "zarr.json").exists()
         )
         return {path.name.removeprefix(prefix): _objects(path) for path in paths}
 

@@ -194,8 +194,13 @@ class ResultStore:
         """What a drive returned: fused maps, things found, answers about the whole image."""
         for fused in outcome.maps:
             self.put_map(fused.output, fused.values, fused.valid, view.frame(fused.grid))
-        for name, (yx, score) in outcome.objects.items():
-            tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", yx, score, self._journal)
+        for name, found in outcome.objects.items():
+            tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", found, self._journal)
+        for round_, attention in zip(self._rounds, outcome.attention, strict=False):
+            for name in self._spec.tables:
+                tables.add_column(self._table(name, round_.index), "attention", attention, self._journal)
+        if outcome.embedding is not None:
+            tables.create_vector(self.path / "tables" / f"{self._spec.name}_image", outcome.embedding, self._journal)
         if outcome.answers:
             self._tell({"answers": {name: dict(classes) for name, classes in outcome.answers.items()}})
 

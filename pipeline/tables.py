@@ -7,6 +7,7 @@ obsm/spatial     (n, 2)   patch centres, level-0 pixels, (x, y) as that format h
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,27 @@ class FoundBoxes:
     """Names, at most 127."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundObjects:
+    """Things a model found."""
+
+    yx: NDArray[np.float64]
+    """(n, 2) centres, level-0 pixels, (y, x)."""
+    score: NDArray[np.float32]
+    """(n,) in [0, 1]."""
+    boxes: FoundBoxes | None = None
+    """Sizes and classes, where a detection head found them."""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """(n, 4) y, x, bottom and right edges, level-0 pixels; of things without a size their centres twice."""
+        half = np.zeros_like(self.yx) if self.boxes is None else self.boxes.size / 2
+        return np.concatenate([self.yx - half, self.yx + half], axis=1)
+
+
 def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, journal: Journal) -> None:
     """A table of one row per patch of the plan; X and state are filled later.
 
@@ -75,13 +97,12 @@ def create_table(path: Path, plan: Plan, columns: Sequence[str], dtype: str, jou
     ensure_array(path / "X", spec, _ARRAY, journal)
 
 
-def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: Journal, boxes: FoundBoxes | None = None) -> None:
+def create_objects(path: Path, found: FoundObjects, journal: Journal) -> None:
     """A table of things found: `obsm/spatial` their centres, level-0 pixels (x, y); `obs/score`; X the score once more.
 
     Of boxes `obs/height`, `obs/width` and `obs/class` too.
     """
-    scores = score.astype(np.float32)
-    yx = yx.astype(np.float64)
+    scores, yx, boxes = found.score.astype(np.float32), found.yx.astype(np.float64), found.boxes
     obs: dict[str, NDArray[Any]] = {"score": scores}
     if boxes is not None:
         obs |= {"height": boxes.size[:, 0], "width": boxes.size[:, 1]}
@@ -95,6 +116,22 @@ def create_objects(path: Path, yx: NDArray[Any], score: NDArray[Any], journal: J
 
     _create_frame(path, len(scores), obs=obs, order=order, columns=("score",), spatial=spatial, journal=journal)
     ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
+
+
+def add_column(path: Path, name: str, values: NDArray[Any], journal: Journal) -> None:
+    """One more column of a table's obs, (rows,); added again it is the same."""
+    attributes = json.loads((path / "obs" / "zarr.json").read_text())["attributes"]
+    order = [column for column in attributes["column-order"] if column != name]
+    ensure_filled(path / "obs" / name, values, journal, attributes=_ARRAY)
+    ensure_group(path / "obs", {**attributes, "column-order": [*order, name]}, journal)
+
+
+def create_vector(path: Path, vector: NDArray[np.float32], journal: Journal) -> None:
+    """A table of one row for the image as a whole: X (1, D)."""
+    ensure_group(path, _TABLE, journal)
+    _create_folders(path, order=(), columns=[f"f{index}" for index in range(len(vector))], journal=journal)
+    ensure_filled(path / "obs" / "_index", np.array(["image"], dtype=object), journal, attributes=_STRINGS)
+    ensure_filled(path / "X", vector[None], journal, attributes=_ARRAY)
 
 
 def states_of(rows: int, blocks: Sequence[Block], records: Mapping[int, Mapping[str, Any]]) -> NDArray[np.int8]:
@@ -126,11 +163,7 @@ def _create_frame(
     journal: Journal,
 ) -> None:
     ensure_group(path, _TABLE, journal)
-    for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
-        ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"}, journal)
-    frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
-    ensure_group(path / "obs", {**frame, "column-order": list(order)}, journal)
-    ensure_group(path / "var", {**frame, "column-order": []}, journal)
+    _create_folders(path, order=order, columns=columns, journal=journal)
     column = max(1, min(rows, _COLUMN_CHUNK))
     _fill(
         path / "obs" / "_index",
@@ -139,12 +172,21 @@ def _create_frame(
         _names,
         journal,
     )
-    ensure_filled(path / "var" / "_index", np.array(columns, dtype=object), journal, attributes=_STRINGS)
     for name, values in obs.items():
         spec = ArraySpec(shape=(rows,), dtype=values.dtype.name, chunks=(column,))
         _fill(path / "obs" / name, spec, _ARRAY, values.__getitem__, journal)
     spec = ArraySpec(shape=(rows, 2), dtype="float64", chunks=(_spatial_chunk(rows), 2))
     _fill(path / "obsm" / "spatial", spec, _ARRAY, spatial, journal)
+
+
+def _create_folders(path: Path, *, order: Sequence[str], columns: Sequence[str], journal: Journal) -> None:
+    """What every AnnData group has: its folders, obs with columns to come in this order, var with the names of X's columns."""
+    for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
+        ensure_group(path / name, {"encoding-type": "dict", "encoding-version": "0.1.0"}, journal)
+    frame = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
+    ensure_group(path / "obs", {**frame, "column-order": list(order)}, journal)
+    ensure_group(path / "var", {**frame, "column-order": []}, journal)
+    ensure_filled(path / "var" / "_index", np.array(columns, dtype=object), journal, attributes=_STRINGS)
 
 
 def _names(rows: slice) -> NDArray[Any]:

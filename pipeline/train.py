@@ -7,27 +7,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from patchdrive.models.drivers import Sampling
 from patchdrive.models.model import PatchDrive
-from patchdrive.models.step import LossWeights, step_losses
+from patchdrive.models.search import Sampling
+from patchdrive.models.step import LossWeights, Wanted, step_losses
 from patchdrive.readers.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingBatch:
-    """Pieces of images, and what is in them."""
+    """Pieces of images."""
 
     pixels: Tensor
     """[B, C, H, W] stored values, at the model's pixel size."""
-    targets: tuple[NDArray[np.float64], ...]
-    """Per image [n, 2], centres of targets, pixels, (y, x)."""
-    label: Tensor
-    """[B] int64, class of each image."""
+    wanted: Wanted
+    """What is in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +48,8 @@ class TrainSettings:
     """Decay of an exponential moving average of the weights, which then is what training leaves; None for none."""
     max_patches: int = 16
     """K while training; may be less than the model's own."""
+    constant_memory: bool = False
+    """Keep one chunk of patches in memory, not all K, at the price of encoding each twice; the same gradient."""
     losses: LossWeights = field(default_factory=LossWeights)
     """What each term counts."""
     seed: int = 0
@@ -116,8 +114,7 @@ def _step(
 ) -> dict[str, float]:
     """One step; the terms of its loss before it."""
     device = model.fuse.gamma.device
-    targets = [torch.as_tensor(yx, dtype=torch.float32, device=device).reshape(-1, 2) for yx in batch.targets]
-    terms = step_losses(model, batch.pixels.to(device), targets, batch.label.to(device), sampling)
+    terms = step_losses(model, batch.pixels.to(device), batch.wanted.to(device), sampling, constant_memory=settings.constant_memory)
     total = torch.stack([getattr(settings.losses, name) * term for name, term in terms.items()]).sum()
     losses = {**{name: term.item() for name, term in terms.items()}, "total": total.item()}
     if not math.isfinite(losses["total"]):

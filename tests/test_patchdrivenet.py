@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.crop import coarsen, crop
-from patchdrive.models.drivers import Sampling
 from patchdrive.models.fuse import Frame
 from patchdrive.models.losses import SIGMA, centre_focal, centre_target
 from patchdrive.models.model import PatchDrive, patchdrivenet
 from patchdrive.models.saliency import HALO, STRIDE, log_complexity
+from patchdrive.models.search import Sampling
 from patchdrive.models.select import nms, topk_gumbel, topk_hard
 from patchdrive.models.types import DriveModel, Glance, ImageTraits, ModelSpec, Output, PatchModel, Selection, Tokens
 from patchdrive.models.weights import load_patchdrivenet, save_patchdrivenet
@@ -35,6 +36,15 @@ def shaken(config: PatchDriveNetConfig) -> PatchDrive:
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
     return model.eval()
+
+
+def answers(*classes: str) -> tuple[AnswerSpec, ...]:
+    return (AnswerSpec(name="class", classes=classes),) if classes else ()
+
+
+def asked(model: PatchDrive, glance: Glance, cells: Level, grid: Level, sampling: Sampling | None = None) -> Selection:
+    """The first thing its driver asks for."""
+    return next(model.driver.ask(model.search(glance, cells, grid, sampling=sampling)))
 
 
 def picture(height: int, width: int, *, batch: int = 1, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -157,7 +167,7 @@ class TestSelection:
         features, score = torch.randn(1, 16, gh, gw, generator=generator) * 9, torch.randn(1, gh, gw, generator=generator)
         glance = Glance(features=features, score=score, valid=torch.rand(score.shape, generator=generator) > 0.2)
         for sampling in (None, Sampling(generator=generator)):
-            chosen = model.select(glance, cells, grid, sampling=sampling)
+            chosen = asked(model, glance, cells, grid, sampling)
             corner = chosen.yx[chosen.valid] / step - 32
             torch.testing.assert_close(corner, corner.round(), atol=1e-3, rtol=0)
             assert (corner >= -1e-3).all()
@@ -183,13 +193,13 @@ class TestSelection:
         image[:, :, 300:340, 420:460] = 90
         model = patchdrivenet(dataclasses.replace(SMALL, fill=200.0, max_patches=1))
         grid, cells = model.frames(image)
-        centre = model.select(model.look(image), cells, grid).yx[0, 0]
+        centre = asked(model, model.look(image), cells, grid).yx[0, 0]
         assert (centre - torch.tensor([320.0, 440.0])).abs().max() <= 32
 
     def test_blank_image_is_spread_and_the_same_again(self) -> None:
         model, image = patchdrivenet(SMALL), torch.full((1, 3, 1024, 1024), 255, dtype=torch.uint8)
         grid, cells = model.frames(image)
-        first, second = (model.select(model.look(image), cells, grid) for _ in range(2))
+        first, second = (asked(model, model.look(image), cells, grid) for _ in range(2))
         assert torch.equal(first.yx, second.yx)
         assert (first.yx[0].amax(dim=0) - first.yx[0].amin(dim=0)).min() > 300
 
@@ -223,10 +233,10 @@ class TestSelection:
             weight=torch.ones(1, 2),
             valid=torch.tensor([[True, False]]),
         )
-        patches = crop(image, selection, grid, model.encoder.spec)
-        assert torch.equal(patches[0, 0, :, :, :50], image[0, :, 1:65])
-        assert (patches[0, 0, :, :, 50:] == 255).all()
-        assert (patches[0, 1] == 255).all()
+        patches = crop(image, selection, selection.valid.nonzero(), grid, model.encoder.spec)
+        assert patches.shape == (1, 3, 64, 64)
+        assert torch.equal(patches[0, :, :, :50], image[0, :, 1:65])
+        assert (patches[0, :, :, 50:] == 255).all()
 
 
 class TestFusion:
@@ -235,10 +245,10 @@ class TestFusion:
         model, image = shaken(SMALL), picture(512, 600, batch=2)
         grid, cells = model.frames(image)
         glance = model.look(image)
-        tokens = model.read(image, model.select(glance, cells, grid), grid)
+        tokens = model.read(image, asked(model, glance, cells, grid), grid)
         order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
         chosen = tokens.selection
-        mixed = Selection(**{f.name: getattr(chosen, f.name)[:, order] for f in dataclasses.fields(Selection)})
+        mixed = chosen.take(order.expand(2, -1), torch.ones(2, 6, dtype=torch.bool))
         frame = Frame(origin=(0.0, 0.0), extent=(512.0, 600.0))
         whole = model.fuse(glance, tokens, cells, frame)
         for other in (
@@ -253,9 +263,9 @@ class TestFusion:
         model, image = patchdrivenet(dataclasses.replace(SMALL, max_patches=1)), picture(1024, 1024)
         grid, cells = model.frames(image)
         glance = model.look(image)
-        tokens = model.read(image, model.select(glance, cells, grid), grid)
+        tokens = model.read(image, asked(model, glance, cells, grid), grid)
         other = Tokens(x=tokens.x + torch.randn(16, generator=torch.Generator().manual_seed(0)), selection=tokens.selection)
-        change = (model.answer(glance, other, cells).detection - model.answer(glance, tokens, cells).detection).abs()[0, 0]
+        change = (model.answer(glance, other, cells)["detection"] - model.answer(glance, tokens, cells)["detection"]).abs()[0, 0]
         y, x = (tokens.selection.yx[0, 0] / 32).long().tolist()
         away = change.clone()
         away[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4] = 0
@@ -266,18 +276,17 @@ class TestFusion:
         model, image = shaken(dataclasses.replace(SMALL, max_patches=3)), picture(256, 256)
         wider = model.with_max_patches(200)
         grid, cells = model.frames(image)
-        assert not wider.select(wider.look(image), cells, grid).valid.all()
-        few = model.with_max_patches(int(wider.select(wider.look(image), cells, grid).valid.sum()))
+        assert not asked(wider, wider.look(image), cells, grid).valid.all()
+        few = model.with_max_patches(int(asked(wider, wider.look(image), cells, grid).valid.sum()))
         assert_same(few(image), wider(image))
 
     def test_gradient_reaches_every_part(self) -> None:
         model, image = shaken(SMALL).train(), picture(512, 512)
         grid, cells = model.frames(image)
         glance = model.look(image)
-        selection = model.select(glance, cells, grid, sampling=Sampling(generator=torch.Generator().manual_seed(0)))
+        selection = asked(model, glance, cells, grid, Sampling(generator=torch.Generator().manual_seed(0)))
         answers = model.answer(glance, model.read(image, selection, grid), cells)
-        assert answers.label is not None
-        (answers.detection.sum() + answers.label[:, 0].sum()).backward()  # no term touches the score itself
+        (answers["detection"].sum() + answers["class"][:, 0].sum()).backward()  # no term touches the score itself
         for name in ("glance.saliency.weight", "glance.beta", "glance.fine.weight", "encoder.stages.0.0.weight", "fuse.locality"):
             gradient = model.get_parameter(name).grad
             assert gradient is not None
@@ -305,7 +314,7 @@ class TestModel:
     @pytest.mark.parametrize(("batch", "channels", "classes"), [(1, 3, ("clear", "target")), (2, 1, ("a", "b", "c")), (3, 4, ())])
     @torch.no_grad()
     def test_shapes(self, batch: int, channels: int, classes: tuple[str, ...]) -> None:
-        model = patchdrivenet(dataclasses.replace(SMALL, channels=channels, classes=classes)).eval()
+        model = patchdrivenet(dataclasses.replace(SMALL, channels=channels, answers=answers(*classes))).eval()
         output = model(picture(300, 520, batch=batch, channels=channels))
         assert output.maps["detection"].shape == (batch, 1, 10, 17)
         assert ((output.maps["detection"] >= 0) & (output.maps["detection"] <= 1)).all()
@@ -334,7 +343,7 @@ class TestModel:
         assert (config.channels, config.scale, config.fill) == (1, 1 / 65535, 0.0)
 
     def test_saved_and_loaded_is_the_same(self, tmp_path) -> None:
-        model = shaken(dataclasses.replace(SMALL, classes=("a", "b", "c"), pixel_size=0.5, unit="um"))
+        model = shaken(dataclasses.replace(SMALL, answers=answers("a", "b", "c"), pixel_size=0.5, unit="um"))
         save_patchdrivenet(model, tmp_path / "m.safetensors")
         again = load_patchdrivenet(tmp_path / "m.safetensors")
         assert again.digest == model.digest

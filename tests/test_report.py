@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from skimage.io import imread
 from test_result import SETTINGS, SMALL, Impatient, Means, Thirds, place, scene
 
+from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
 from patchdrive.pipeline import pictures
@@ -323,7 +324,7 @@ def test_a_page_of_maps_names_its_classes(tmp_path):
 
 def test_a_page_of_a_drive_has_answers_and_things_found(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (256, 320, 3)).astype(np.uint8)
-    config = PatchDriveNetConfig(threshold=0.02, classes=("clear", "<b>bad & worse</b>"))
+    config = PatchDriveNetConfig(threshold=0.02, answers=(AnswerSpec(name="class", classes=("clear", "<b>bad & worse</b>")),))
     run(MemoryImage([pixels], mpp=(0.5, 0.5)), patchdrivenet(config), tmp_path / "c.zarr", settings=RunSettings(max_patches=4))
     page = check(write_report(tmp_path / "c.zarr"))
     assert "Answer: class" in page.text

@@ -73,7 +73,8 @@ def test_centres_lie_in_few_files(rows):
 def test_a_table_says_what_spatialdata_asks(tmp_path, journal):
     """Of a table without a version it reads nothing; one without a region annotates no shapes. `make interop` opens them for real."""
     tables.create_table(tmp_path / "a.zarr" / "t", some_plan(3), ["a"], "float32", journal)
-    tables.create_objects(tmp_path / "a.zarr" / "o", np.zeros((0, 2)), np.zeros(0), journal)
+    nothing = tables.FoundObjects(yx=np.zeros((0, 2)), score=np.zeros(0, np.float32))
+    tables.create_objects(tmp_path / "a.zarr" / "o", nothing, journal)
     for name in ("t", "o"):
         held = zarr.open_group(tmp_path / "a.zarr" / name, mode="r").attrs
         assert (held["version"], held["spatialdata-encoding-type"]) == ("0.2", "ngff:regions_table")

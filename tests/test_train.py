@@ -11,7 +11,7 @@ import torch
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import patchdrivenet
-from patchdrive.models.step import LossWeights
+from patchdrive.models.step import LossWeights, Wanted
 from patchdrive.pipeline.train import TrainingBatch, TrainSettings, train
 from patchdrive.readers.errors import SettingsError
 
@@ -27,9 +27,9 @@ def batches(seed: int = 0, *, batch: int = 2, side: int = 256) -> Iterator[Train
             places = rng.permutation([(64, 64), (64, 192), (192, 64), (192, 192)])[: rng.integers(1, 4)] + rng.integers(-20, 21, 2)
             for i, (y, x) in enumerate(places):
                 image[y - 20 : y + 20, x - 20 : x + 20] = 250 if i == 0 else 90
-            targets.append(places[1:].astype(np.float64))
+            targets.append(torch.from_numpy(places[1:]).to(torch.float32))
         label = torch.tensor([int(len(yx) > 0) for yx in targets])
-        yield TrainingBatch(pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2), targets=tuple(targets), label=label)
+        yield TrainingBatch(pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2), wanted=Wanted(targets=targets, answers={"class": label}))
 
 
 @pytest.mark.slow  # 20 s; `make demo` trains too
@@ -42,8 +42,9 @@ def test_learns_to_find_dark_squares() -> None:
     for batch in itertools.islice(batches(1), 8):
         with torch.inference_mode():
             output = model(batch.pixels)
-        for objects, targets in zip(output.objects, batch.targets, strict=True):
-            apart = np.linalg.norm(objects.yx.numpy()[:, None] - targets[None], axis=2) if len(targets) else np.zeros((len(objects.yx), 0))
+        assert batch.wanted.targets is not None
+        for objects, targets in zip(output.objects, batch.wanted.targets, strict=True):
+            apart = torch.cdist(objects.yx, targets).numpy()
             found, wanted = found + len(objects.yx), wanted + len(targets)
             right += int((apart < 16).any(axis=0).sum())
     assert wanted >= 10
@@ -77,17 +78,16 @@ def test_says_what_it_did() -> None:
     two = itertools.islice(batches(), 2)
     report = train(model, two, TrainSettings(steps=5), lambda step, losses: steps.append(step) if losses["total"] > 0 else None)
     assert (report.steps, steps) == (2, [0, 1])
-    assert set(report.history[0]) == {*LossWeights.__slots__, "total"}
+    assert set(report.history[0]) == {"detection", "offset", "saliency", "evidence", "answers", "selection", "total"}
     assert model.config == CONFIG
     assert not model.training
 
 
 def test_image_without_targets_or_classes() -> None:
-    model = patchdrivenet(PatchDriveNetConfig(width=16, classes=()))
-    batch = next(batches())
-    empty = TrainingBatch(pixels=batch.pixels, targets=(np.zeros((0, 2)),) * 2, label=batch.label)
+    model = patchdrivenet(PatchDriveNetConfig(width=16, answers=()))
+    empty = TrainingBatch(pixels=next(batches()).pixels, wanted=Wanted(targets=[torch.zeros(0, 2)] * 2))
     report = train(model, [empty], TrainSettings(steps=1, max_patches=4))
-    assert "label" not in report.history[0]
+    assert "answers" not in report.history[0]
     assert np.isfinite(report.history[0]["total"])
 
 
