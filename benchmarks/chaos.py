@@ -229,17 +229,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill runs, resume them, compare what they leave.")
     parser.add_argument("kills", type=int, nargs="?", default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="jobs whose name holds this")
     options = parser.parse_args()
+    jobs = [job for job in JOBS if options.only in job.name]
     draw, tally, began = random.Random(options.seed), Tally(), time.monotonic()
     with TemporaryDirectory(prefix="chaos-") as folder:
         root, source = Path(folder), Path(folder) / "slide.tif"
         write_source(source)
-        print(f"{names(JOBS)}: each undisturbed ...")
-        uncut = {job.name: undisturbed(job, source, root / f"uncut{index}") for index, job in enumerate(JOBS)}
+        print(f"{names(jobs)}: each undisturbed ...")
+        uncut = {job.name: undisturbed(job, source, root / f"uncut{index}") for index, job in enumerate(jobs)}
         for name, each in uncut.items():
             print(f"  {name}: {each.seconds:.1f} s, {each.tail:.1f} s after the first record, {len(each.files)} files, {each.calls}")
         while tally.kills < options.kills and not tally.wrong:
-            job = JOBS[tally.stores % len(JOBS)]
+            job = jobs[tally.stores % len(jobs)]
             disturbed(Trial(job=job, source=source, out=root / f"cut{tally.stores}", uncut=uncut[job.name]), draw, tally)
     tell(tally, time.monotonic() - began)
     return 1 if tally.wrong else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import PatchDrive, patchdrivenet
-from patchdrive.models.types import Glance, ModelSpec, OutputSpec
-from patchdrive.readers import Level
+from patchdrive.models.types import ModelSpec, OutputSpec
 
 _MPP = 0.5
 
@@ -41,9 +40,10 @@ JOBS = (
         model="chaos_jobs:Halves",
         options=(*_PLAIN, "--saliency", "valid", "--patch-size", "128", "--overlap", "32", "--memory", "48MiB"),
     ),
-    Job(name="a drive of two rounds", model="chaos_jobs:two_looks", options=_PLAIN),
+    Job(name="a recurrent drive", model="chaos_jobs:recurrent", options=_PLAIN),
+    Job(name="a drill-down drive", model="chaos_jobs:drill_down", options=_PLAIN),
     Job(name="two processes, features", model="chaos_jobs:Means", options=(*_PLAIN, "--saliency", "valid"), processes=2),
-    Job(name="two processes, a drive", model="chaos_jobs:two_looks", options=_PLAIN, processes=2),
+    Job(name="two processes, a recurrent drive", model="chaos_jobs:recurrent", options=_PLAIN, processes=2),
 )
 
 
@@ -96,26 +96,16 @@ class Halves(Means):
         return {"half": torch.cat([1 - light, light], dim=1)}
 
 
-class _TwoLooks(PatchDrive):
-    """Looks at the best places, then beside each of them, on the side that its features say."""
-
-    def drive(self, glance: Glance, cells: Level, grid: Level) -> Any:
-        talk = super().drive(glance, cells, grid)
-        first = next(talk)
-        tokens = yield first
-        step = first.yx.new_tensor([grid.downsample_y, grid.downsample_x])
-        tokens = yield replace(first, yx=first.yx + 8 * tokens.x[..., :2].sign() * step)
-        try:
-            talk.send(tokens)
-        except StopIteration as end:
-            return end.value
+def recurrent() -> PatchDrive:
+    """A DriveModel of three rounds, each decided by what was read before."""
+    return patchdrivenet(PatchDriveNetConfig(driver="recurrent", threshold=0.02, max_patches=300, per_step=100))
 
 
-def two_looks() -> PatchDrive:
-    """A DriveModel of two rounds."""
-    model = patchdrivenet(PatchDriveNetConfig(threshold=0.02, max_patches=200))
-    model.__class__ = _TwoLooks
-    return model
+def drill_down() -> PatchDrive:
+    """A DriveModel of two rounds: a middle level, then its best parts."""
+    return patchdrivenet(
+        PatchDriveNetConfig(driver="drill-down", threshold=0.02, max_patches=300, segments=("ground", "thing"), embedding=True)
+    )
 
 
 def names(jobs: Sequence[Job]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.identity import Identity
-from patchdrive.models.model import PatchDrive, patchdrivenet
+from patchdrive.models.model import patchdrivenet
 from patchdrive.models.types import ImageTraits, ModelSpec, OutputSpec
 from patchdrive.pipeline.run import run
 from patchdrive.pipeline.settings import RunSettings
@@ -44,21 +44,6 @@ class Means:
         return self
 
 
-class TwoLooks(PatchDrive):
-    """Looks at the best places, then beside each of them, on the side that its features say."""
-
-    def drive(self, glance, cells, grid):
-        talk = super().drive(glance, cells, grid)
-        first = next(talk)
-        tokens = yield first
-        step = first.yx.new_tensor([grid.downsample_y, grid.downsample_x])
-        tokens = yield replace(first, yx=first.yx + 8 * tokens.x[..., :2].sign() * step)
-        try:
-            talk.send(tokens)
-        except StopIteration as end:
-            return end.value
-
-
 def job(name):
     """(image, model, settings) of a job: each has some blocks, and takes a second."""
     rng = np.random.default_rng(7)
@@ -70,8 +55,7 @@ def job(name):
     if name == "maps":
         return image, Identity(ImageTraits()), replace(plain, patch_size=128, overlap=32, memory=200 << 20)
     pixels[:, :, 1] = rng.integers(0, 255, (1300, 1350))
-    model = patchdrivenet(PatchDriveNetConfig(threshold=0.02, max_patches=64))
-    model.__class__ = TwoLooks
+    model = patchdrivenet(PatchDriveNetConfig(driver="recurrent", threshold=0.02, max_patches=64, per_step=32))
     return MemoryImage([pixels], mpp=(0.5, 0.5)), model, replace(plain, saliency=None)
 
 
