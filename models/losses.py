@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -92,9 +93,15 @@ def evidence_loss(logits: Tensor, selection: Selection, targets: Sequence[Tensor
     return (yes + 2 * no) / 3
 
 
-def selection_loss(selection: Selection) -> Tensor:
-    """Mean |w| over the patches read: attention has a price."""
-    return (selection.weight * selection.valid).sum() / selection.valid.sum().clamp_min(1)
+def selection_loss(selection: Selection, *, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """The patch selection loss, (1/B) sum_b of mean_i |w_i| over the patches read: attention has a price.
+
+    `sum` is the plain sum_i |w_i|, whose share of the loss goes with the number of patches. Alone, either makes all gates 0.
+    """
+    price = selection.weight.abs().where(selection.valid, 0.0).sum(dim=1)
+    if reduction == "mean":
+        price = price / selection.valid.sum(dim=1).clamp_min(1)
+    return price.mean()
 
 
 def size_loss(size: Tensor, targets: Sequence[Tensor], sizes: Sequence[Tensor], cells: Level) -> Tensor:
@@ -145,3 +152,73 @@ def attention_loss(selection: Selection, attention: Tensor) -> Tensor:
     gate = selection.weight.clamp(1e-4, 1 - 1e-4)
     wrong = -(counts * gate.log() + (1 - counts) * (1 - gate).log())
     return (wrong * valid).sum() / valid.sum().clamp_min(1)
+
+
+def budget_loss(weight: Tensor, valid: Tensor, target: float) -> Tensor:
+    """(1/B) sum_b (mean_i w_i - target)^2 over what is valid: what keeps `selection_loss` from closing every gate.
+
+    Args:
+        weight: [B, N] gates in [0, 1].
+        valid: [B, N] bool; an image without any does not count.
+        target: share of N that gates should let through.
+    """
+    count = valid.sum(dim=1)
+    mean = weight.where(valid, 0.0).sum(dim=1) / count.clamp_min(1)
+    return _mean_of((mean - target).square(), count > 0)
+
+
+def entropy_loss(score: Tensor, valid: Tensor) -> Tensor:
+    """Entropy of softmax(score) over the valid cells of an image, nats, mean over images: H = -sum_i p_i log p_i.
+
+    The logits are taken as they are, never brought to the image's own range: that would make them depend on the whole slide. Weighed
+    positively it sharpens saliency, negatively it spreads it.
+
+    Args:
+        score: [B, N] or [B, gh, gw] logits.
+        valid: of the same shape, bool; an image without any does not count.
+    """
+    valid = valid.flatten(1)
+    log_p = torch.log_softmax(score.flatten(1).where(valid, -torch.inf), dim=1)
+    surprise = log_p.exp() * log_p.where(valid, 0.0)
+    return _mean_of(-surprise.sum(dim=1), valid.any(dim=1))
+
+
+def multi_instance_loss(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """BCE of an image's labels where each patch may vouch for them: noisy-or, P = 1 - prod_k (1 - p_k), mean over images and classes.
+
+    In log space throughout: log(1 - P) = -sum_k softplus(z_k) = -a, and log P = log(1 - e^-a) from log a, which stays finite and keeps
+    its gradient, shared out by softmax(z), where every p_k is below what a float holds. Of K patches the logits want to start near -log K.
+
+    Args:
+        logits: [B, K, C], z of each patch for each class.
+        labels: [B, C] in [0, 1].
+        valid: [B, K] bool; an image without any patch vouches for nothing and does not count.
+    """
+    some = valid.any(dim=1)
+    z = logits.where(valid[..., None], 0.0)
+    heard = (valid | ~some[:, None])[..., None]
+    absent = functional.softplus(z).where(heard, 0.0).sum(dim=1)
+    log_absent = torch.logsumexp(_log_softplus(z).masked_fill(~heard, -torch.inf), dim=1)
+    wrong = (1 - labels) * absent - labels * _log_present(log_absent)
+    return _mean_of(wrong.mean(dim=1), some)
+
+
+_TINY = -15.0
+"""Below this log, e^x is so small that log(log1p(e^x)) and log(1 - e^-(e^x)) are x - e^x / 2 to rounding."""
+
+
+def _log_softplus(z: Tensor) -> Tensor:
+    """log(softplus(z)) for any z."""
+    tiny = z < _TINY
+    return (z - z.where(tiny, 0.0).exp() / 2).where(tiny, functional.softplus(z.where(~tiny, 0.0)).log())
+
+
+def _log_present(log_a: Tensor) -> Tensor:
+    """log(1 - exp(-a)) for any log a."""
+    tiny = log_a < _TINY
+    return (log_a - log_a.where(tiny, 0.0).exp() / 2).where(tiny, torch.log(-torch.expm1(-log_a.where(~tiny, 0.0).exp())))
+
+
+def _mean_of(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of those of [B] that count; 0 where none does."""
+    return values.where(counted, 0.0).sum() / counted.sum().clamp_min(1)
