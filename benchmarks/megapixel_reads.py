@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reads:
-    """The peaks of many images, K slots each, most complex first; slots beyond `count` are zeros."""
+    """The peaks of many images, K slots each, the best first; slots beyond `count` are zeros."""
 
     cuts: NDArray[np.uint8]
     """[N, K, 48, 48] pixels around the centres; zeros outside the canvas."""
     yx: NDArray[np.int64]
     """[N, K, 2] centres, pixels."""
     score: NDArray[np.float32]
-    """[N, K] complexity."""
+    """[N, K] complexity, or what they were ordered by."""
     look: NDArray[np.float32]
     """[N, K, 9, 9] thumbnail around the peaks, in [0, 1]."""
     count: NDArray[np.int64]
@@ -112,17 +112,38 @@ def recall(canvases: Canvases, centres: Sequence[NDArray[np.int64]], size: int) 
     return float(np.mean(seen))
 
 
-def gather_reads(scene: Scene, *, train: bool, slots: int, work: Path, data: Path) -> tuple[Canvases, Reads]:
-    """The reads of one half of a scene: made once, kept under `work`, mapped into memory after that."""
-    canvases = make_canvases(scene, train=train, data=data)
-    name = hashlib.sha256(repr((_VERSION, asdict(scene), train, slots)).encode()).hexdigest()[:12]
-    folder = work / f"{'train' if train else 'test'}-{name}"
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _make(canvases, folder, slots)
-        (folder / "done").touch()
-    arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return canvases, Reads(side=canvases.side, **arrays)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where images come from and where what is read of them is kept."""
+
+    data: Path
+    """Folder that holds `labelled/mnist`."""
+    work: Path
+    """Folder for the mapped files; each is made once."""
+    slots: int = 64
+    """Reads kept of an image."""
+
+    def gather(self, scene: Scene, *, train: bool, order: Order | None = None) -> tuple[Canvases, Reads]:
+        """The reads of one half of a scene: the most complex peaks, or the first in `order` of all peaks."""
+        canvases = make_canvases(scene, train=train, data=self.data)
+        what = (_VERSION, asdict(scene), train, self.slots, order.name if order else "")
+        folder = self.work / f"{'train' if train else 'test'}-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
+        if not (folder / "done").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _make(canvases, folder, self.slots, order)
+            (folder / "done").touch()
+        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        return canvases, Reads(side=canvases.side, **arrays)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Another order of an image's peaks than their complexity."""
+
+    name: str
+    """Of the files."""
+    rank: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """The thumbnail around peaks [n, 9, 9] to scores [n], the best first."""
 
 
 _ARRAYS = ("cuts", "yx", "score", "look", "count", "thumbnails")
@@ -130,7 +151,7 @@ _VERSION = 1
 """To be raised when what is kept changes."""
 
 
-def _make(canvases: Canvases, folder: Path, slots: int) -> None:
+def _make(canvases: Canvases, folder: Path, slots: int, order: Order | None) -> None:
     count, small = len(canvases), -(-canvases.side // FACTOR)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "cuts": ((count, slots, CUT, CUT), np.uint8),
@@ -145,12 +166,15 @@ def _make(canvases: Canvases, folder: Path, slots: int) -> None:
         canvas = canvases.draw(index)
         seen = thumbnail(canvas)
         peaks = find_peaks(seen, canvases.side)
-        found = min(len(peaks.yx), slots)
+        look = _around(seen, peaks.cell, LOOK)
+        score = peaks.score if order is None else order.rank(look)
+        first = np.argsort(-score, kind="stable")[:slots]
+        found = len(first)
         into["count"][index] = found
-        into["cuts"][index, :found] = cut(canvas, peaks.yx[:found], CUT)
-        into["yx"][index, :found] = peaks.yx[:found]
-        into["score"][index, :found] = peaks.score[:found]
-        into["look"][index, :found] = _around(seen, peaks.cell[:found], LOOK)
+        into["cuts"][index, :found] = cut(canvas, peaks.yx[first], CUT)
+        into["yx"][index, :found] = peaks.yx[first]
+        into["score"][index, :found] = score[first]
+        into["look"][index, :found] = look[first]
         into["thumbnails"][index] = np.round(255 * seen).astype(np.uint8)
         if index % 1000 == 0:
             print(f"  reads of {count} images: {index}", file=sys.stderr, flush=True)
