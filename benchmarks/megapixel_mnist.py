@@ -34,6 +34,8 @@ from megapixel_saliency import Saliency, distil
 from megapixel_training import Examples, Recipe, examples, judge, train
 from numpy.typing import NDArray
 
+from patchdrive.models.digest import module_digest
+
 HELD_OUT = 500
 """Images that are not learned from."""
 COUNTS = (8, 12)
@@ -115,11 +117,11 @@ def one_seed(recipe: Recipe, learn: Examples, held: Examples, test: Half) -> dic
     return found
 
 
-def two_stages(recipe: Recipe, scene: Scene, learn: Examples) -> Order:
+def two_stages(recipe: Recipe, learn: Examples) -> Order:
     """A saliency from a first, shorter training on the most complex peaks: where those miss digits, it finds them among all peaks."""
     first = dataclasses.replace(recipe, epochs=max(2, recipe.epochs // 2))
     saliency = distil(train(learn, first), learn, seed=recipe.seed)
-    return Order(name=f"seed {recipe.seed}, {first}, {scene}", rank=saliency.rank)
+    return Order(name=module_digest(saliency, {}), rank=saliency.rank)
 
 
 def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -213,7 +215,7 @@ def main() -> int:
         used = halves
         if given.low_data:
             learn = halves["train"].given.subset(np.sort(shuffled[held_out:]))
-            order = two_stages(own, scene, learn)
+            order = two_stages(own, learn)
             used = {part: gather(store, scene, train=part == "train", order=order) for part in ("train", "test")}
         learn, held = (used["train"].given.subset(np.sort(index)) for index in (shuffled[held_out:], shuffled[:held_out]))
         result["seeds"].append(one_seed(own, learn, held, used["test"]))

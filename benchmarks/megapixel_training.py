@@ -110,9 +110,9 @@ def train(given: Examples, recipe: Recipe, *, checked: Examples | None = None) -
         for images in draw.permutation(given.index)[: per_epoch * recipe.batch].reshape(per_epoch, -1):
             for group in optimiser.param_groups:
                 group["lr"] = group["times"] * recipe.rate * _schedule(step / (recipe.epochs * per_epoch))
-            drawn = _draw(given.reads, bank, images, mixture, draw)
+            drawn = draw_reads(given.reads, bank, images, mixture, draw)
             answers = _read(network, given.reads, drawn, recipe, draw)
-            loss = _loss(answers, {task: values[images] for task, values in given.labels.items()}, drawn, recipe)
+            loss = loss_of(answers, {task: values[images] for task, values in given.labels.items()}, drawn, recipe)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -200,7 +200,7 @@ class Drawn:
     """[B, K] which of them are filled."""
 
 
-def _draw(reads: Reads, bank: NDArray[np.float32], images: NDArray[np.int64], mixture: Mixture, draw: np.random.Generator) -> Drawn:
+def draw_reads(reads: Reads, bank: NDArray[np.float32], images: NDArray[np.int64], mixture: Mixture, draw: np.random.Generator) -> Drawn:
     """The most complex, the most attended of the others, and some by chance."""
     filled = reads.valid[images]
     priority = draw.random(filled.shape)  # of chance, below everything
@@ -220,19 +220,19 @@ def _read(network: Network, reads: Reads, drawn: Drawn, recipe: Recipe, draw: np
     shift = draw.uniform(-recipe.shift, recipe.shift, (len(pixels), 2)).astype(np.float32)
     yx = reads.yx[rows, drawn.slots].astype(np.float32)
     yx[drawn.valid] += shift
-    bend = draw.uniform(-recipe.affine, recipe.affine, (len(pixels), 2, 2)).astype(np.float32)
-    seen = _bend(pixels, torch.from_numpy(shift), torch.from_numpy(bend))
+    bent = draw.uniform(-recipe.affine, recipe.affine, (len(pixels), 2, 2)).astype(np.float32)
+    seen = bend(pixels, torch.from_numpy(shift), torch.from_numpy(bent))
     return network.answer(network.encode(seen), torch.from_numpy(yx), torch.from_numpy(drawn.valid))
 
 
-def _bend(pixels: Tensor, shift: Tensor, bend: Tensor) -> Tensor:
-    """The middle [n, 32, 32] of [n, 48, 48], bilinear, its centre moved by `shift` [n, 2] (y, x) pixels, bent by `bend` [n, 2, 2]."""
-    theta = torch.cat([(torch.eye(2) + bend) * (SIZE / CUT), shift.flip(1)[..., None] * (2 / CUT)], dim=2)  # of (x, y), the half side is 1
+def bend(pixels: Tensor, shift: Tensor, by: Tensor) -> Tensor:
+    """The middle [n, 32, 32] of [n, 48, 48], bilinear, its centre moved by `shift` [n, 2] (y, x) pixels, bent by `by` [n, 2, 2]."""
+    theta = torch.cat([(torch.eye(2) + by) * (SIZE / CUT), shift.flip(1)[..., None] * (2 / CUT)], dim=2)  # of (x, y), the half side is 1
     grid = functional.affine_grid(theta, [len(pixels), 1, SIZE, SIZE], align_corners=False)
     return functional.grid_sample(pixels[:, None], grid, align_corners=False)[:, 0]
 
 
-def _loss(answers: Answers, labels: Mapping[str, Tensor], drawn: Drawn, recipe: Recipe) -> Tensor:
+def loss_of(answers: Answers, labels: Mapping[str, Tensor], drawn: Drawn, recipe: Recipe) -> Tensor:
     """The mean over tasks, `multi` three times as heavy (its mean over ten digits is small), and the noisy-or of the reads."""
     single = [functional.cross_entropy(answers.tasks[task], labels[task]) for task in ("majority", "max", "top")]
     present = labels["multi"].float()

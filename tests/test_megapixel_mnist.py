@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 SCENE_FILE = "labelled/mnist/t10k-images-idx3-ubyte.gz"
 
@@ -83,3 +84,51 @@ def test_fewer_images_are_other_images(canvases, real_file):
     fewer = make_canvases(dataclasses.replace(PAPER, test=10), train=False, data=real_file(SCENE_FILE).parents[2])
     assert (fewer.digits == canvases.digits[:10]).all()
     assert (fewer.corners != canvases.corners[:10]).any()
+
+
+@pytest.mark.usefixtures("benchmark_modules")
+class TestTraining:
+    def test_a_shifted_read_shows_what_lies_there(self):
+        from megapixel_training import bend  # noqa: PLC0415
+
+        cuts = torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(0))
+        shift = torch.tensor([[0.0, 0.0], [3.0, -2.0], [-1.0, 2.0]])
+        for cut, (y, x), seen in zip(cuts, shift.int().tolist(), bend(cuts, shift, torch.zeros(3, 2, 2)), strict=True):
+            torch.testing.assert_close(seen, cut[8 + y : 40 + y, 8 + x : 40 + x], atol=1e-4, rtol=0)
+
+    def test_draws_the_best_the_attended_and_some_by_chance(self):
+        from megapixel_reads import Reads  # noqa: PLC0415
+        from megapixel_training import Mixture, draw_reads  # noqa: PLC0415
+
+        count = np.array([20, 4])
+        blank = np.zeros((2, 20, 1, 1), np.uint8)
+        reads = Reads(cuts=blank, yx=blank, score=blank, look=blank, count=count, thumbnails=blank, side=1)
+        bank = np.tile(np.arange(20, dtype=np.float32), (2, 1))
+        seen = set()
+        for seed in range(30):
+            drawn = draw_reads(reads, bank, np.arange(2), Mixture(complex=2, attended=3, chance=2), np.random.default_rng(seed))
+            assert {0, 1, 17, 18, 19} <= set(drawn.slots[0].tolist())
+            assert len(set(drawn.slots[0].tolist())) == 7
+            seen |= set(drawn.slots[0].tolist())
+            assert drawn.valid[0].all()
+            assert set(drawn.slots[1][drawn.valid[1]].tolist()) == {0, 1, 2, 3}
+        assert seen == set(range(20))
+
+    def test_noisy_or_is_its_formula(self):
+        from megapixel_network import Answers  # noqa: PLC0415
+        from megapixel_training import Drawn, Recipe, loss_of  # noqa: PLC0415
+
+        evidence = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
+        tasks = {task: torch.zeros(2, 10) for task in ("majority", "max", "top", "multi")}
+        answers = Answers(tasks=tasks, evidence=evidence, attention=torch.ones(2, 3) / 3)
+        valid = np.array([[True, True, True], [True, True, False]])
+        drawn = Drawn(images=np.arange(2), slots=np.zeros((2, 3), np.int64), valid=valid)
+        present = (torch.rand(2, 10, generator=torch.Generator().manual_seed(1)) > 0.5).long()
+        labels = {task: torch.zeros(2, dtype=torch.long) for task in ("majority", "max", "top")} | {"multi": present}
+        absent = torch.ones(2, 10)
+        for image, slots in enumerate(valid):
+            for slot in np.flatnonzero(slots):
+                absent[image] *= 1 - torch.sigmoid(evidence[image, slot])
+        wanted = torch.nn.functional.binary_cross_entropy(1 - absent, present.float())
+        of_the_rest = (3 * np.log(10) + 3 * np.log(2)) / 4  # logits of zero
+        assert loss_of(answers, labels, drawn, Recipe()).item() == pytest.approx(of_the_rest + wanted.item(), rel=1e-5)
