@@ -53,7 +53,7 @@ $(FIELD)/.ready: benchmarks/engine-peers.txt | $(STAMP)
 
 # make bench NAME=read, or NAME=read ARGS=--quick
 bench: $(VENV)/.bench $(if $(filter engine,$(NAME)),$(FIELD)/.ready)
-	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$(NAME).py $(ARGS)
+	PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
 
 $(OTHERS)/.ready: tests/interop/peers.txt | $(STAMP)
 	$(PYTHON) -m venv $(OTHERS)

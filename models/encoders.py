@@ -25,15 +25,27 @@ class SmallCNN(nn.Module):
     the steps and from every seed tried.
     """
 
-    def __init__(self, spec: ModelSpec, width: int) -> None:
+    def __init__(self, spec: ModelSpec, width: int, *, late: bool = False, dropout: float = 0.0) -> None:
+        """Draw the weights.
+
+        Args:
+            spec: what it eats; one vector of `width` channels is what it gives.
+            width: D.
+            late: whether the last stage halves the resolution rather than the one before: twice the work, for small patches full of detail.
+            dropout: share of a vector that training leaves out, before its norm.
+        """
         super().__init__()
         self.spec = spec
-        self.stages = nn.Sequential(_stage(spec.channels, 16, 5, 2), _stage(16, 32, 3, 2), _stage(32, 64, 3, 2), _stage(64, 64, 3, 1))
+        third, fourth = (1, 2) if late else (2, 1)
+        self.stages = nn.Sequential(
+            _stage(spec.channels, 16, 5, 2), _stage(16, 32, 3, 2), _stage(32, 64, 3, third), _stage(64, 64, 3, fourth)
+        )
         with torch.no_grad():  # filters that see contrast, not brightness: what patches differ in from the first step
             kernel = next(self.stages.parameters())
             kernel.sub_(kernel.mean(dim=(2, 3), keepdim=True))
         self.content = nn.Linear(2 * 64, width)
         self.sketch = nn.Linear(16 * 64, width)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
 
     @property
@@ -46,4 +58,4 @@ class SmallCNN(nn.Module):
         x = self.stages(pixels)
         content = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
         sketch = functional.adaptive_avg_pool2d(x, 4).flatten(1)
-        return {"features": self.norm(self.content(content) + self.sketch(sketch))}
+        return {"features": self.norm(self.dropout(self.content(content) + self.sketch(sketch)))}

@@ -9,6 +9,12 @@ Deviations, each for training in minutes: the distance term (a learned width per
 position code where it belongs; none for task tokens and pooled cells), the 64 pooled cells count as one key (-log 64, else a
 patch starts with less than a hundredth of the attention), gamma starts at 0.5 rather than 0, and the linear map of
 the position code starts at 0. The gate scales a token after its norm, so that the norm cannot undo it.
+
+Options, for answers about a whole image from a few of its patches (each off unless asked for, and then no weight is there):
+`gated`, a gate that a token has of itself, 4 logsigmoid(g(t)), added to its logits: what holds nothing is left out of every answer by one
+weight, where the queries would each have to learn it; g starts at 2, so all are in. `sloped`, for "the topmost": a bias linear in y, one
+slope per query and head, -2 to 2 at the start; sines at fixed octaves can only approximate an order. `octaves` and `lowest`: as many
+octaves as the image has places to tell apart, the lowest of half a period, so that no two ends of the image share a code.
 """
 
 from __future__ import annotations
@@ -39,8 +45,18 @@ class Frame:
     """Level-0 (height, width) from code 0 to 1."""
 
 
-def coord_encoding(yx: Tensor, side: Tensor, frame: Frame, reference: float, octaves: int) -> Tensor:
-    """Position and size as sines: u = (yx - origin) / extent, v = log2(side / reference) / 8; sin and cos of 2 pi 2^j at j = 0..octaves-1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskAnswers:
+    """What the task queries found in the patches."""
+
+    tokens: Tensor
+    """[B, tasks, D]."""
+    attention: Tensor
+    """[B, tasks, K] what each gave to each patch, the mean over heads; 0 for empty slots."""
+
+
+def coord_encoding(yx: Tensor, side: Tensor, frame: Frame, reference: float, octaves: int, *, lowest: float = 1.0) -> Tensor:
+    """Position and size as sines: u = (yx - origin) / extent, v = log2(side / reference) / 8; sin and cos of 2 pi lowest 2^j, j < octaves.
 
     Args:
         yx: [..., 2] level-0 centres.
@@ -48,13 +64,14 @@ def coord_encoding(yx: Tensor, side: Tensor, frame: Frame, reference: float, oct
         frame: what 0 and 1 mean.
         reference: level-0 side that has v = 0.
         octaves: J.
+        lowest: periods of the first octave from code 0 to 1.
 
     Returns:
         [..., 6 J]; the same for cells and patches, so they share one frame.
     """
     u = (yx - yx.new_tensor(frame.origin)) / yx.new_tensor(frame.extent)
     v = torch.log2(side / reference) / 8
-    waves = 2 * math.pi * 2.0 ** torch.arange(octaves, device=yx.device)
+    waves = 2 * math.pi * lowest * 2.0 ** torch.arange(octaves, device=yx.device)
     angle = (torch.cat([u, v[..., None]], dim=-1)[..., None] * waves).flatten(-2)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
@@ -68,28 +85,51 @@ def cell_centres(cells: Level, first: int, last: int, device: torch.device) -> T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Keys:
-    """What is attended to: K patch tokens, then 64 pooled cells."""
+    """What is attended to: K patch tokens, then 64 pooled cells where there is a glance."""
 
     k: Tensor
     """[B, heads, M, d]."""
     v: Tensor
     """[B, heads, M, d]."""
     bias: Tensor
-    """[B, M], log of the gate, -inf for empty slots; -log 64 for pooled cells."""
+    """[B, M], log of the gates, -inf for empty slots; -log 64 for pooled cells."""
     yx: Tensor
     """[B, M, 2] level-0 centres."""
     nearness: Tensor
     """[B, M], 1 / side; 0 for what is near to everything."""
+    down: Tensor
+    """[B, M], y in the position code's frame: 0 at the top, 1 at the bottom."""
 
 
 class CrossAttentionFuse(nn.Module):
     """Patch tokens into the global map; `tasks` learned queries answer for the whole image."""
 
-    def __init__(self, width: int, heads: int = 4, tasks: int = 1) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int = 4,
+        tasks: int = 1,
+        *,
+        octaves: int | None = None,
+        lowest: float = 1.0,
+        gated: bool = False,
+        sloped: bool = False,
+    ) -> None:
+        """Draw the weights.
+
+        Args:
+            width: D, a multiple of 8 and of `heads`.
+            heads: of the attention.
+            tasks: learned queries.
+            octaves: of the position code; D / 8 unless given.
+            lowest: periods of its first octave over the image.
+            gated: whether tokens gate themselves.
+            sloped: whether queries and heads have slopes in y.
+        """
         super().__init__()
         self.heads = heads
         self.tasks = nn.Parameter(0.02 * torch.randn(tasks, width))
-        self.octaves = width // 8
+        self.octaves, self.lowest = width // 8 if octaves is None else octaves, lowest
         self.position = nn.Linear(6 * self.octaves, width, bias=False)
         nn.init.zeros_(self.position.weight)
         self.norm_query, self.norm_patch, self.norm_pooled, self.norm_mlp = (nn.LayerNorm(width) for _ in range(4))
@@ -98,6 +138,11 @@ class CrossAttentionFuse(nn.Module):
         self.locality = nn.Parameter(torch.linspace(3.0, 0.0, heads).exp())
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.gamma = nn.Parameter(torch.full((width,), 0.5))
+        self.slope = nn.Parameter(torch.linspace(-2.0, 2.0, heads).repeat(tasks, 1)) if sloped else None
+        self.gate = nn.Linear(width, 1) if gated else None
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, 2.0)
 
     def forward(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
         """Fuse.
@@ -112,48 +157,78 @@ class CrossAttentionFuse(nn.Module):
         Returns:
             fused [B, D, gh, gw] and task tokens [B, tasks, D].
         """
-        reference = float(tokens.selection.side.max())
-        code = _Code(self.position, frame, reference, self.octaves)
-        keys = self._keys(glance, tokens, cells, code)
+        code = self._code(tokens, frame)
+        keys = _join(self._patches(tokens, code), self._pooled(glance, cells, code))
         batch, width, count = len(tokens.x), glance.features.shape[1], cells.height * cells.width
-        answers = self._attend(self.tasks.expand(batch, -1, -1), keys, None)
+        answers, _ = self._ask(keys)
         features = glance.features.flatten(2)
         blocks = []
         for first in range(0, count, queries):
             block = features[:, :, first : first + queries].transpose(1, 2)
             centres = cell_centres(cells, first, first + block.shape[1], features.device)
-            asked = self._attend(block + code(centres, _cell_side(cells, centres)), keys, centres)
+            asked = self._look(block + code(centres, _cell_side(cells, centres)), keys, centres)
             blocks.append((block + self.gamma * asked).transpose(1, 2))
         fused = torch.cat(blocks, dim=2).view(batch, width, cells.height, cells.width)
         return fused, answers
 
-    def attention(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame) -> Tensor:
-        """[B, tasks, K] attention of the task queries on each patch, mean over heads."""
-        code = _Code(self.position, frame, float(tokens.selection.side.max()), self.octaves)
-        keys = self._keys(glance, tokens, cells, code)
-        x = self.tasks.expand(len(glance.features), -1, -1)
-        q = self._split(self.query(self.norm_query(x)))
-        logits = q @ keys.k.transpose(2, 3) / math.sqrt(q.shape[3]) + keys.bias[:, None, None, :]
-        return torch.softmax(logits, dim=3).mean(dim=1)[:, :, : tokens.x.shape[1]]
+    def answer(self, tokens: Tokens, frame: Frame) -> TaskAnswers:
+        """What the task queries find in the patches alone: no glance, no map.
 
-    def _attend(self, x: Tensor, keys: _Keys, centres: Tensor | None) -> Tensor:
-        """One pre-norm layer over [B, n, D] queries at level-0 `centres` [n, 2]; None for queries without a place."""
+        Args:
+            tokens: of the patches read; an image without any is answered from nothing.
+            frame: of the position code.
+        """
+        answers, attention = self._ask(self._patches(tokens, self._code(tokens, frame)))
+        return TaskAnswers(tokens=answers, attention=attention)
+
+    def ask(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame) -> TaskAnswers:
+        """What the task queries find in the patches and the glance, as `forward`, without the map."""
+        code = self._code(tokens, frame)
+        answers, attention = self._ask(_join(self._patches(tokens, code), self._pooled(glance, cells, code)))
+        return TaskAnswers(tokens=answers, attention=attention[:, :, : tokens.x.shape[1]])
+
+    def _ask(self, keys: _Keys) -> tuple[Tensor, Tensor]:
+        """One pre-norm layer over the task tokens: [B, tasks, D], and the attention [B, tasks, M], its mean over heads."""
+        x = self.tasks.expand(len(keys.bias), -1, -1)
         q = self._split(self.query(self.norm_query(x)))
-        bias = keys.bias[:, None, None, :]
-        if centres is not None:
-            apart = torch.zeros((), device=x.device)
-            for axis in (0, 1):
-                apart = apart + ((centres[:, axis, None] - keys.yx[:, None, :, axis]) * keys.nearness[:, None]).square()
-            bias = bias - functional.softplus(self.locality)[:, None, None] * apart[:, None]
-        attended = functional.scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=bias.expand(-1, self.heads, q.shape[2], -1))
+        logits = q @ keys.k.transpose(2, 3) / math.sqrt(q.shape[3]) + keys.bias[:, None, None]
+        if self.slope is not None:
+            logits = logits + self.slope.T[:, :, None] * keys.down[:, None, None]
+        empty = keys.bias == -torch.inf  # a row that is all empty has no softmax
+        attention = torch.softmax(logits.masked_fill(empty[:, None, None], -1e9), dim=3).masked_fill(empty[:, None, None], 0.0)
+        return self._finish(x, attention @ keys.v), attention.mean(dim=1)
+
+    def _look(self, x: Tensor, keys: _Keys, centres: Tensor) -> Tensor:
+        """One pre-norm layer over the cells [B, n, D] at level-0 `centres` [n, 2]."""
+        q = self._split(self.query(self.norm_query(x)))
+        apart = torch.zeros((), device=x.device)
+        for axis in (0, 1):
+            apart = apart + ((centres[:, axis, None] - keys.yx[:, None, :, axis]) * keys.nearness[:, None]).square()
+        bias = keys.bias[:, None, None, :] - functional.softplus(self.locality)[:, None, None] * apart[:, None]
+        return self._finish(x, functional.scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=bias))
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual branches: [B, n, D] and what its heads attended to [B, heads, n, d]."""
         x = x + self.output(attended.transpose(1, 2).flatten(2))
         answered: Tensor = x + self.mlp(self.norm_mlp(x))
         return answered
 
-    def _keys(self, glance: Glance, tokens: Tokens, cells: Level, code: _Code) -> _Keys:
-        selection, pooled = tokens.selection, _pool(glance)
-        patches = self.norm_patch(tokens.x) * selection.weight[..., None] + code(selection.yx, selection.side)
-        patches = patches.where(selection.valid[..., None], 0.0)
+    def _code(self, tokens: Tokens, frame: Frame) -> _Code:
+        return _Code(self.position, frame, float(tokens.selection.side.max()), self.octaves, self.lowest)
+
+    def _patches(self, tokens: Tokens, code: _Code) -> _Keys:
+        """The patches as keys."""
+        selection = tokens.selection
+        normed = self.norm_patch(tokens.x)
+        x = (normed * selection.weight[..., None] + code(selection.yx, selection.side)).where(selection.valid[..., None], 0.0)
+        gate = selection.weight.clamp_min(1e-6).log()
+        if self.gate is not None:
+            gate = gate + 4 * functional.logsigmoid(self.gate(normed)[..., 0])
+        return self._keys(x, gate.masked_fill(~selection.valid, -torch.inf), selection.yx, 1 / selection.side, code)
+
+    def _pooled(self, glance: Glance, cells: Level, code: _Code) -> _Keys:
+        """The stream's 64 pooled cells as keys."""
+        pooled = _pool(glance)
         extent = Level(
             index=0,
             height=POOLED,
@@ -164,20 +239,28 @@ class CrossAttentionFuse(nn.Module):
             tile_width=POOLED,
         )
         yx = cell_centres(extent, 0, POOLED**2, pooled.device).expand(len(pooled), -1, -1)
-        context = self.norm_pooled(pooled) + code(yx, _cell_side(extent, yx))
-        k, v = (self._split(part) for part in self.key_value(torch.cat([patches, context], dim=1)).chunk(2, dim=2))
-        gate = selection.weight.clamp_min(1e-6).log().masked_fill(~selection.valid, -torch.inf)
-        nothing = gate.new_zeros(len(pooled), POOLED**2)
-        return _Keys(
-            k=k,
-            v=v,
-            bias=torch.cat([gate, nothing - math.log(POOLED**2)], dim=1),
-            yx=torch.cat([selection.yx, yx], dim=1),
-            nearness=torch.cat([1 / selection.side, nothing], dim=1),
-        )
+        x = self.norm_pooled(pooled) + code(yx, _cell_side(extent, yx))
+        nothing = pooled.new_zeros(len(pooled), POOLED**2)
+        return self._keys(x, nothing - math.log(POOLED**2), yx, nothing, code)
+
+    def _keys(self, x: Tensor, bias: Tensor, yx: Tensor, nearness: Tensor, code: _Code) -> _Keys:
+        k, v = (self._split(part) for part in self.key_value(x).chunk(2, dim=2))
+        down = (yx[..., 0] - code.frame.origin[0]) / code.frame.extent[0]
+        return _Keys(k=k, v=v, bias=bias, yx=yx, nearness=nearness, down=down)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _join(one: _Keys, other: _Keys) -> _Keys:
+    return _Keys(
+        k=torch.cat([one.k, other.k], dim=2),
+        v=torch.cat([one.v, other.v], dim=2),
+        bias=torch.cat([one.bias, other.bias], dim=1),
+        yx=torch.cat([one.yx, other.yx], dim=1),
+        nearness=torch.cat([one.nearness, other.nearness], dim=1),
+        down=torch.cat([one.down, other.down], dim=1),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +271,10 @@ class _Code:
     frame: Frame
     reference: float
     octaves: int
+    lowest: float
 
     def __call__(self, yx: Tensor, side: Tensor) -> Tensor:
-        code: Tensor = self.projection(coord_encoding(yx, side, self.frame, self.reference, self.octaves))
+        code: Tensor = self.projection(coord_encoding(yx, side, self.frame, self.reference, self.octaves, lowest=self.lowest))
         return code
 
 

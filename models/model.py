@@ -26,7 +26,9 @@ from patchdrive.models.drivers import GridDriver, SaliencyDriver
 from patchdrive.models.encoders import SmallCNN
 from patchdrive.models.fuse import CrossAttentionFuse, Frame
 from patchdrive.models.heads import Centre, Classify, Embed, Fused, Head, Said, Segment
+from patchdrive.models.inverted import InvertedEncoder
 from patchdrive.models.iterative import IterativeDriver
+from patchdrive.models.mixers import NeighbourMixer
 from patchdrive.models.recurrent import RecurrentDriver
 from patchdrive.models.saliency import HALO, STRIDE, GlanceNet
 from patchdrive.models.search import Driver, Gathered, Sampling, Search
@@ -225,7 +227,7 @@ class PatchDrive(nn.Module):
 
     def attention(self, glance: Glance, tokens: Tokens, cells: Level) -> Tensor:
         """[B, K] of the task queries on each patch, mean over heads and queries; with the share of the pooled stream they sum to one."""
-        return self.fuse.attention(glance, tokens, cells, _borders(cells)).mean(dim=1)
+        return self.fuse.ask(glance, tokens, cells, _borders(cells)).attention.mean(dim=1)
 
     def _heads(self) -> Mapping[str, Head]:
         return dict(self.heads.items())  # type: ignore[arg-type]
@@ -260,11 +262,14 @@ def patchdrivenet(config: PatchDriveNetConfig, *, encoder: Encoder | None = None
             config,
             glance=GlanceNet(config.glance_spec, config.width),
             driver=_driver(config),
-            encoder=encoder or SmallCNN(config.encoder_spec, config.width),
-            mixer=nn.Identity(),
+            encoder=encoder or _ENCODERS[config.encoder](config.encoder_spec, config.width),
+            mixer=nn.Identity() if config.mixer == "none" else NeighbourMixer(config.width, config.heads),
             fuse=CrossAttentionFuse(config.width, config.heads, max(1, len(config.answers) + config.embedding)),
             heads=heads,
         )
+
+
+_ENCODERS: Mapping[str, Callable[[ModelSpec, int], Encoder]] = {"small": SmallCNN, "inverted": InvertedEncoder}
 
 
 def _driver(config: PatchDriveNetConfig) -> Driver:
