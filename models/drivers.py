@@ -7,11 +7,15 @@ from torch import Tensor, nn
 
 from patchdrive.models.lattice import Lattice
 from patchdrive.models.search import Asking, Gathered, Placing, Sampling, Search
-from patchdrive.models.select import nms, topk_gumbel, topk_hard
+from patchdrive.models.select import nms, topk_gumbel, topk_hard, topk_perturbed
 
 
 class SaliencyDriver(nn.Module):
-    """The K best of the 3x3 peaks of the score, each read centred on its object."""
+    """The K best of the 3x3 peaks of the score, each read centred on its object.
+
+    In training a Gumbel draw of K, whose gates teach the score; or the half more that a perturbed top-K comes to in its samples, each
+    gated by how likely it is among the K too: as its noise falls to 0 this becomes the K best.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -19,9 +23,15 @@ class SaliencyDriver(nn.Module):
 
     def ask(self, search: Search) -> Asking:
         """Once."""
-        glance = search.glance
-        index, valid = best_peaks(glance.score, glance.valid, glance.valid, search.max_patches, search.sampling)
-        weight = torch.sigmoid(glance.score.flatten(1).gather(1, index.clamp_min(0)))
+        glance, sampling, count = search.glance, search.sampling, search.max_patches
+        likely: Tensor | float = 1.0
+        if sampling is not None and sampling.sigma is not None:
+            peaks = glance.score.masked_fill(~nms(glance.score, glance.valid), -torch.inf).flatten(1)
+            drawn = topk_perturbed(peaks, count, sampling.generator, reads=count + count // 2, sigma=sampling.sigma)
+            index, valid, likely = drawn.cell, drawn.valid, drawn.inclusion
+        else:
+            index, valid = best_peaks(glance.score, glance.valid, glance.valid, count, sampling)
+        weight = torch.sigmoid(glance.score.flatten(1).gather(1, index.clamp_min(0))) * likely
         tokens = yield self.place(search, index, valid, weight)
         return Gathered(tokens=tokens)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patchdrive.models.lattice import Lattice
 from patchdrive.models.search import Asking, Gathered, Search
-from patchdrive.models.select import topk_hard
+from patchdrive.models.select import keep_best
 from patchdrive.models.types import Selection, Tokens
 
 
@@ -31,16 +31,18 @@ class IterativeDriver(nn.Module):
         score = lattice.scores(search.glance, search.cells)
         order, count = self._order(score, search)
         kept: Tokens | None = None
+        held = order[:, :0]
         for first in range(0, max(count, 1), self.per_step):
             index = order[:, first : first + self.per_step]
             valid = score.gather(1, index) > -torch.inf
             weight = torch.ones_like(index, dtype=torch.float32)
             tokens = yield lattice.select(search.cells, index, valid, weight, grad=search.sampling is None)
             kept = tokens if kept is None else Tokens.joined([kept, tokens])
-            if kept.selection.valid.shape[1] > search.max_patches:
+            held = torch.cat([held, index], dim=1)
+            if held.shape[1] > search.max_patches:
                 with torch.no_grad():
-                    best, filled = topk_hard(search.rank(kept), search.max_patches)
-                kept = kept.take(best.clamp_min(0), filled)
+                    best = keep_best(search.rank(kept), held, search.max_patches)
+                kept, held = kept.take(best.place, best.valid), best.cell
         assert kept is not None
         if search.sampling is not None:
             chosen: Selection = dataclasses.replace(kept.selection, grad=True)

@@ -38,6 +38,9 @@ from patchdrive.readers.geometry import Level
 
 T = TypeVar("T")
 
+SELDOM_VOUCHES = -5.0
+"""Bias of a patch's logit for a class of the image: about -log of the patches of an image."""
+
 
 class Encoder(Protocol):
     """What PatchDrive needs of a patch encoder, beyond being a module."""
@@ -89,6 +92,9 @@ class PatchDrive(nn.Module):
         self.fuse = fuse
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if isinstance(head, nn.Module)})
         self.evidence = nn.Linear(config.width, 1)  # of one patch: that a target is centred in it
+        self.signs = nn.ModuleDict(  # of one patch: that it alone vouches for a class of an answer of many
+            {answer.name: _vouching(config.width, len(answer.classes)) for answer in config.answers if answer.many}
+        )
 
     @property
     def digest(self) -> str:
@@ -292,6 +298,12 @@ def converse(talk: Generator[Selection, Tokens, T], read: Callable[[Selection], 
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def _vouching(width: int, classes: int) -> nn.Linear:
+    layer = nn.Linear(width, classes)
+    nn.init.constant_(layer.bias, SELDOM_VOUCHES)
+    return layer
 
 
 def _borders(cells: Level) -> Frame:

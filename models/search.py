@@ -22,6 +22,8 @@ class Sampling:
     """Of all its draws."""
     temperature: float = 0.3
     """Of the Gumbel draw among the candidates."""
+    sigma: float | None = None
+    """Of the noise of a perturbed top-K (`select.topk_perturbed`), which a saliency driver then draws by instead; logits."""
     explore: float = 0.1
     """Share of the K spent on cells drawn uniformly."""
     drop: float = 0.15

@@ -14,9 +14,12 @@ from patchdrive.models.fuse import Frame
 from patchdrive.models.losses import (
     CentreTarget,
     attention_loss,
+    budget_loss,
     centre_focal,
     centre_target,
+    entropy_loss,
     evidence_loss,
+    multi_instance_loss,
     offset_loss,
     segmentation_loss,
     selection_loss,
@@ -45,6 +48,8 @@ class LossWeights:
     """L1 of the logarithm of a thing's height and width."""
     answers: float = 0.5
     """Cross-entropy of each answer about the image."""
+    instances: float = 0.5
+    """Noisy-or of patches against the classes of answers of many: it points at the patches that show them."""
     segmentation: float = 1.0
     """Cross-entropy and Dice of the segmentation map."""
     attention: float = 0.0
@@ -53,6 +58,10 @@ class LossWeights:
     """The price of a recurrent driver's steps."""
     selection: float = 0.01
     """The patch selection loss, lambda * mean |w|."""
+    entropy: float = 0.0
+    """Entropy of the saliency: above zero sharpens it, below spreads it."""
+    budget: float = 0.0
+    """(mean w - 1/2)^2: keeps gates from closing altogether."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +109,8 @@ def step_losses(
     tokens = gathered.tokens
     mixed: Tokens = model.mixer(_dropped(tokens, sampling))
     said = model.answer(glance, mixed, cells, frame=_frame(cells, sampling.generator))
-    losses = {**gathered.losses, "selection": selection_loss(tokens.selection)}
+    losses = {**gathered.losses, "selection": selection_loss(tokens.selection), "entropy": entropy_loss(glance.score, glance.valid)}
+    losses["budget"] = budget_loss(tokens.selection.weight, tokens.selection.valid, 0.5)
     if wanted.targets is not None:
         centres = centre_target(wanted.targets, cells)
         losses["saliency"] = centre_focal(glance.score, centres.heat)
@@ -115,6 +125,10 @@ def step_losses(
         losses["attention"] = attention_loss(tokens.selection, model.attention(glance, tokens, cells).detach())
     if wanted.answers:
         losses["answers"] = torch.stack([_wrong(said[name], right) for name, right in wanted.answers.items()]).mean()
+    many = [name for name in wanted.answers if name in model.signs]
+    if many:
+        vouched = [multi_instance_loss(model.signs[name](tokens.x), wanted.answers[name], tokens.selection.valid) for name in many]
+        losses["instances"] = torch.stack(vouched).mean()
     if wanted.mask is not None:
         losses["segmentation"] = segmentation_loss(said["segmentation"], wanted.mask, model.glance_downsample)
     return losses

@@ -275,6 +275,20 @@ class TestLattice:
 
 
 class TestTraining:
+    def test_a_perturbed_draw_teaches_the_score_and_ends_as_top_k(self) -> None:
+        model, image = shaken().train(), picture(400, 380)
+        grid, cells = model.frames(image)
+        best = next(model.driver.ask(model.search(model.look(image), cells, grid)))
+        for sigma, same in ((1e-4, True), (1.0, False)):
+            sampling = Sampling(generator=torch.Generator().manual_seed(0), sigma=sigma, jitter=0.0)
+            drawn = next(model.driver.ask(model.search(model.look(image), cells, grid, sampling=sampling)))
+            assert (int(drawn.valid.sum()) == 12) is same
+            if same:
+                assert {tuple(yx) for yx in drawn.yx[drawn.valid].tolist()} == {tuple(yx) for yx in best.yx[0].tolist()}
+            else:
+                (slope,) = torch.autograd.grad(drawn.weight[drawn.valid].square().sum(), model.glance.saliency.weight)
+                assert slope.abs().max() > 0
+
     @pytest.mark.parametrize("driver", DRIVERS)
     def test_constant_memory_gives_the_same_gradient(self, driver: str) -> None:
         image = picture(256, 320, batch=2)

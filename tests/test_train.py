@@ -78,7 +78,7 @@ def test_says_what_it_did() -> None:
     two = itertools.islice(batches(), 2)
     report = train(model, two, TrainSettings(steps=5), lambda step, losses: steps.append(step) if losses["total"] > 0 else None)
     assert (report.steps, steps) == (2, [0, 1])
-    assert set(report.history[0]) == {"detection", "offset", "saliency", "evidence", "answers", "selection", "total"}
+    assert set(report.history[0]) == {"detection", "offset", "saliency", "evidence", "answers", "selection", "entropy", "budget", "total"}
     assert model.config == CONFIG
     assert not model.training
 
