@@ -12,7 +12,7 @@ class AnswerSpec:
     """A question with its possible answers.
 
     Raises:
-        ModelError: there is no class, or one twice.
+        ModelError: there is no class, or one twice, or the name is no word.
     """
 
     name: str
@@ -23,5 +23,7 @@ class AnswerSpec:
     """True where each class is there or not by itself; False where exactly one of them is right."""
 
     def __post_init__(self) -> None:
-        if not self.name or not self.classes or len(set(self.classes)) < len(self.classes):
-            raise ModelError(f"an answer has a name, and classes of different names; got {self.name!r} and {list(self.classes)}")
+        if not self.name.isidentifier():
+            raise ModelError(f"an answer's name is a word of letters, digits and _, got {self.name!r}")
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ModelError(f"answer {self.name!r} has classes of different names, got {list(self.classes)}")

@@ -37,6 +37,8 @@ class PatchDriveNetConfig:
     """Patch pixels per glance pixel."""
     max_patches: int = 256
     """K: the most patches it asks for."""
+    audit: int = 0
+    """Patches read at random at the end, outside those it chose, to estimate what it missed."""
     width: int = 64
     """D: length of every token; a multiple of 8."""
     driver: str = "saliency"
@@ -87,6 +89,8 @@ class PatchDriveNetConfig:
         positive = {name: getattr(self, name) for name in ("max_patches", "glance_downsample", "channels", "per_step")}
         if min(positive.values()) < 1:
             raise ModelError(f"each of these is at least 1, got {positive}")
+        if self.audit < 0 or (self.audit and not self.target):
+            raise ModelError(f"an audit counts targets in 0 or more patches, got {self.audit} of {self.target or 'no target'!r}")
         if self.zoom < 2 or not 0 < self.share < 1:
             raise ModelError(f"zoom is 2 or more, share between 0 and 1; got {self.zoom} and {self.share}")
         for name, known in (("driver", DRIVERS), ("mixer", MIXERS), ("encoder", ENCODERS)):

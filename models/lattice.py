@@ -58,6 +58,18 @@ class Lattice:
             grad=grad,
         )
 
+    def within(self, selection: Selection) -> Tensor:
+        """[B, rows * columns] bool, patches whose centre lies in one of the Selection's."""
+        hit = torch.zeros(len(selection.valid), self.rows, self.columns, dtype=torch.bool)
+        step = selection.yx.new_tensor([self.side_y, self.side_x])
+        half = selection.side[..., None] / 2
+        first = ((selection.yx - half) / step - 0.5).ceil().clamp_min(0).long().tolist()
+        last = ((selection.yx + half) / step - 0.5).floor().long().tolist()
+        for image, slot in selection.valid.nonzero().tolist():
+            (top, left), (bottom, right) = first[image][slot], last[image][slot]
+            hit[image, top : max(bottom + 1, 0), left : max(right + 1, 0)] = True
+        return hit.flatten(1).to(selection.valid.device)
+
     def children(self, index: Tensor, zoom: int) -> Tensor:
         """[B, k] patches to [B, k, zoom * zoom], those of the lattice `zoom` times finer inside each, row-major."""
         steps = torch.arange(zoom, device=index.device)

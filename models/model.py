@@ -24,6 +24,7 @@ from patchdrive.models.digest import module_digest
 from patchdrive.models.drilldown import DrillDownDriver
 from patchdrive.models.drivers import GridDriver, SaliencyDriver
 from patchdrive.models.encoders import SmallCNN
+from patchdrive.models.explain import audits, influence, sampled
 from patchdrive.models.fuse import CrossAttentionFuse, Frame
 from patchdrive.models.heads import Centre, Classify, Embed, Fused, Head, Said, Segment
 from patchdrive.models.inverted import InvertedEncoder
@@ -32,7 +33,7 @@ from patchdrive.models.mixers import NeighbourMixer
 from patchdrive.models.recurrent import RecurrentDriver
 from patchdrive.models.saliency import HALO, STRIDE, GlanceNet
 from patchdrive.models.search import Driver, Gathered, Sampling, Search
-from patchdrive.models.types import Attended, Drive, Glance, ModelSpec, Output, OutputSpec, Selection, Tokens
+from patchdrive.models.types import Attended, Audit, Drive, Glance, ModelSpec, Output, OutputSpec, Selection, Tokens
 from patchdrive.readers.errors import ModelError
 from patchdrive.readers.geometry import Level
 
@@ -126,18 +127,36 @@ class PatchDrive(nn.Module):
         view.config = dataclasses.replace(self.config, max_patches=count)
         return view
 
+    def with_audit(self, count: int) -> Self:
+        """The same model, weights shared, that reads `count` patches more at the end to estimate what it missed; its digest differs.
+
+        Raises:
+            ModelError: `count` is negative, or the model has no target.
+        """
+        view = copy.copy(self)
+        view.config = dataclasses.replace(self.config, audit=count)
+        return view
+
     def drive(self, glance: Glance, cells: Level, grid: Level) -> Drive:
-        """Ask as the driver does; then let the patches tell each other, fuse and answer."""
-        gathered = yield from self.driver.ask(self.search(glance, cells, grid))
-        tokens = self.mixer(gathered.tokens)
+        """Ask as the driver does; then let the patches tell each other, fuse and answer; say which patches decided, and what was missed."""
+        search = self.search(glance, cells, grid)
+        gathered = (yield from self.driver.ask(search)).tokens
+        missed: list[Audit] = []
+        if self.config.audit:
+            sample, outside = yield from sampled(search, gathered.selection, self.config.audit, self.config.seed)
+            missed = audits(gathered, sample, outside, lambda x: torch.sigmoid(self.evidence(x))[..., 0])
+        tokens = self.mixer(gathered)
         said = self.answer(glance, tokens, cells)
         parts = [head.output(said, cells) for head in self._heads().values()]
+        attention = self.attention(glance, tokens, cells)
+        brought = influence(gathered, attention, lambda some: self._probabilities(glance, self.mixer(some), cells))
         return Output(
             maps={name: values for part in parts for name, values in part.maps.items()},
             values={name: values for part in parts for name, values in part.values.items()},
             objects=[one for part in parts for one in part.objects],
             embedding=next((part.embedding for part in parts if part.embedding is not None), None),
-            attended=Attended(selection=tokens.selection, attention=self.attention(glance, tokens, cells)),
+            attended=Attended(selection=tokens.selection, attention=attention, influence=brought),
+            audits=missed,
         )
 
     def forward(self, image: Tensor, *, chunk: int = 256) -> Output:
@@ -234,6 +253,12 @@ class PatchDrive(nn.Module):
     def attention(self, glance: Glance, tokens: Tokens, cells: Level) -> Tensor:
         """[B, K] of the task queries on each patch, mean over heads and queries; with the share of the pooled stream they sum to one."""
         return self.fuse.ask(glance, tokens, cells, _borders(cells)).attention.mean(dim=1)
+
+    def _probabilities(self, glance: Glance, tokens: Tokens, cells: Level) -> dict[str, Tensor]:
+        """[B, C] of each answer about the whole image; no map is made."""
+        given = Fused(map=glance.features, queries=self.fuse.ask(glance, tokens, cells, _borders(cells)).tokens)
+        asked = [head for head in self.heads.values() if isinstance(head, Classify)]
+        return {name: p for head in asked for name, p in head.output(head(given), cells).values.items()}
 
     def _heads(self) -> Mapping[str, Head]:
         return dict(self.heads.items())  # type: ignore[arg-type]

@@ -358,6 +358,23 @@ class Attended:
     """The patches that were kept."""
     attention: Tensor
     """[B, K] float32, mean over heads and task queries; with what goes to the global stream they sum to one."""
+    influence: Mapping[str, Tensor] = field(default_factory=dict)
+    """By answer, [B, K]: how much of the probability of its likeliest class each of the most attended patches brings, found by leaving
+    that one out; NaN for the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """A random sample from outside the patches that were chosen, read too: what it says of those that nobody read."""
+
+    sampled: int
+    """Patches of the sample."""
+    outside: int
+    """Patches, without gaps or overlap, whose centres lie in no patch that was read."""
+    hits: int
+    """Of the sample, those in which the model takes a target to be."""
+    found: int
+    """Of the patches that were chosen, those in which it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +391,8 @@ class Output:
     """[B, D], the whole image as one vector."""
     attended: Attended | None = None
     """Which patches counted how much."""
+    audits: Sequence[Audit] = ()
+    """One per image, where one was asked for."""
 
 
 Drive = Generator[Selection, Tokens, Output]
@@ -415,6 +434,10 @@ class DriveModel(Protocol):
 
     def with_max_patches(self, count: int) -> Self:
         """The same weights, asking for at most `count` patches; another digest."""
+        ...
+
+    def with_audit(self, count: int) -> Self:
+        """The same weights, asking at the end for `count` patches at random that it did not choose; another digest."""
         ...
 
     def drive(self, glance: Glance, cells: Level, grid: Level) -> Drive:

@@ -1,4 +1,4 @@
-"""The patches of the highest scores, read from the source once more: the pixels the model saw."""
+"""The patches of the highest attention or score, read from the source once more: the pixels the model saw."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class BestPatch:
 
 
 def best_rows(rounds: Sequence[ResultRound], count: int) -> list[tuple[int, int]]:
-    """(round, row) of the `count` highest scores among the computed patches, highest first; ties by round, then by rank."""
+    """(round, row) of the `count` computed patches that are worth most, best first; ties by round, then by rank."""
     best: list[tuple[float, int, int, int]] = []
     for index, held in enumerate(rounds):
         rows = np.nonzero(held.done)[0]
-        rows = rows[np.lexsort((held.plan.rank[rows], -held.plan.score[rows]))[:count]]
-        best += [(-float(held.plan.score[row]), index, int(held.plan.rank[row]), row) for row in rows.tolist()]
+        rows = rows[np.lexsort((held.plan.rank[rows], -held.worth[rows]))[:count]]
+        best += [(-float(held.worth[row]), index, int(held.plan.rank[row]), row) for row in rows.tolist()]
     return [(index, row) for _, index, _, row in sorted(best)[:count]]
 
 

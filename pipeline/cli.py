@@ -160,6 +160,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--select", choices=("grid", "topk"), default="grid", help="every patch worth reading, or the best --max-patches")
     add("--coords", help="take these patches instead: an .h5 of TRIDENT or CLAM, or a folder with one for each slide")
     add("--max-patches", type=int, help="most patches topk or a driving model may ask for")
+    add("--audit", type=int, metavar="N", help="of a driving model: read N patches it did not choose, to say what it missed")
     add("--spacing", type=int, help="topk: least distance between patches, target pixels (default: one patch)")
     add("--halo", type=int, help="context around a map patch that is seen and not written, pixels (default: the model's)")
     add("--blend", choices=("box", "hann", "gaussian", "pyramid"), help="weights where map patches overlap")

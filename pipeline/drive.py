@@ -16,6 +16,7 @@ from patchdrive.models.types import Attended, DriveModel, Glance, Objects, Outpu
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.glance import View, patch_grid
 from patchdrive.pipeline.look import look
+from patchdrive.pipeline.missed import missed_of
 from patchdrive.pipeline.plan import SQUARE, Plan, target_grid, target_grid_of
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.tables import FoundBoxes, FoundObjects
@@ -48,8 +49,11 @@ class Outcome:
     """About the whole image: probability by class name."""
     objects: Mapping[str, FoundObjects] = field(default_factory=dict)
     """Things found, by name."""
-    attention: tuple[NDArray[np.float32], ...] = ()
-    """Per round, (n,) in the plan's row order: how much the answers about the whole image attend to each patch; NaN: not kept."""
+    columns: Mapping[str, tuple[NDArray[np.float32], ...]] = field(default_factory=dict)
+    """What is known of each patch at the end, by name, per round (n,) in the plan's row order; NaN: nothing. `attention`: how much the
+    answers about the whole image attend to it; `influence_<answer>`: how much it brings to the likeliest class."""
+    audit: Mapping[str, Any] | None = None
+    """As `missed_of`, where an audit was asked for."""
     embedding: NDArray[np.float32] | None = None
     """(D,), the whole image."""
 
@@ -151,7 +155,8 @@ def outcome_of(
         maps=maps,
         answers=answers,
         objects=found,
-        attention=() if output.attended is None else tuple(attention_of(output.attended, *one) for one in asked),
+        columns={} if output.attended is None else columns_of(output.attended, asked),
+        audit=missed_of(output.audits[0]) if output.audits else None,
         embedding=None if output.embedding is None else output.embedding[0].float().cpu().numpy(),
     )
 
@@ -171,17 +176,21 @@ def found_of(objects: Objects) -> FoundObjects:
     return FoundObjects(yx=yx, score=score, boxes=FoundBoxes(size=size, kind=np.zeros(len(yx), np.int8), classes=(objects.name,)))
 
 
-def attention_of(attended: Attended, selection: Selection, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(n,) attention on each row of a round's plan: what was kept is found again by its place and side."""
-
-    def places(one: Selection) -> NDArray[np.float32]:
-        return torch.cat([one.yx[0], one.side[0, :, None]], dim=1).cpu().numpy()
-
+def columns_of(attended: Attended, asked: Sequence[tuple[Selection, NDArray[np.int64]]]) -> dict[str, tuple[NDArray[np.float32], ...]]:
+    """By name, what is known of the rows of each round's plan: a patch that was kept is found again by its place and side."""
+    named = {"attention": attended.attention, **{f"influence_{name}": values for name, values in attended.influence.items()}}
     kept = np.nonzero(attended.selection.valid[0].cpu().numpy())[0]
-    known = {place.tobytes(): slot for place, slot in zip(places(attended.selection)[kept], kept.tolist(), strict=True)}
-    values = attended.attention[0].float().cpu().numpy()
-    filled = np.nonzero(rows >= 0)[0]
-    found = np.array([known.get(place.tobytes(), -1) for place in places(selection)[filled]], np.int64)
-    attention = np.full(len(filled), np.nan, np.float32)
-    attention[rows[filled]] = np.where(found >= 0, values[found] if len(values) else np.nan, np.nan)
-    return attention
+    known = {place.tobytes(): slot for place, slot in zip(_places(attended.selection)[kept], kept.tolist(), strict=True)}
+    slots = []
+    for selection, rows in asked:
+        filled = np.nonzero(rows >= 0)[0]
+        slot_of = np.full(len(filled), -1, np.int64)
+        slot_of[rows[filled]] = [known.get(place.tobytes(), -1) for place in _places(selection)[filled]]
+        slots.append(slot_of)
+    padded = {name: np.append(values[0].float().cpu().numpy(), np.float32(np.nan)) for name, values in named.items()}  # -1 is the last
+    return {name: tuple(values[slot_of] for slot_of in slots) for name, values in padded.items()}
+
+
+def _places(selection: Selection) -> NDArray[np.float32]:
+    """(K, 3) y, x and side of each slot."""
+    return torch.cat([selection.yx[0], selection.side[0, :, None]], dim=1).cpu().numpy()

@@ -118,17 +118,36 @@ def _cards(result: Result, rounds: Sequence[ResultRound]) -> tuple[tuple[PatchCa
     finally:
         image.close()
     cards = []
+    by = "score" if result.attention is None else "attention of the answers"
     for place, patch in enumerate(best):
         plan = rounds[patch.round].plan
         y, x = plan.centres[patch.row].tolist()
         turn = f"round {patch.round}, " if len(rounds) > 1 else ""
-        lines = (f"score {plan.score[patch.row]:.3f}", f"{turn}rank {plan.rank[patch.row]:,}", f"y {y:,.0f}, x {x:,.0f}")
+        told = _decided(rounds[patch.round], patch.row)
+        lines = (f"score {plan.score[patch.row]:.3f}", f"{turn}rank {plan.rank[patch.row]:,}", f"y {y:,.0f}, x {x:,.0f}", *told)
         cards.append(PatchCard(name=f"patch_{place + 1:02d}", lines=lines, pixels=patch.pixels))
     return tuple(cards), (
-        f"The computed patches of the highest score, up to {BEST}, read again from the source at the size the model saw; y and x are "
+        f"The computed patches of the highest {by}, up to {BEST}, read again from the source at the size the model saw; y and x are "
         "their centres in level-0 pixels, rank 0 was chosen first. White is beyond the image, or not valid. "
         f"{'' if image.dtype == np.uint8 else 'Contrast stretched from the 2nd to the 98th percentile of these patches together.'}"
     ).strip()
+
+
+def _decided(held: ResultRound, row: int) -> tuple[str, ...]:
+    """What a patch had to do with the answers, where a drive says it."""
+    if held.attention is None:
+        return ()
+    brought = [f"brings {values[row]:+.3f} to {name}" for name, values in held.influence.items() if np.isfinite(values[row])]
+    return (f"attention {held.attention[row]:.3f}", *brought) if np.isfinite(held.attention[row]) else ("not kept",)
+
+
+def _audited(audit: Mapping[str, Any]) -> str:
+    """An audit in a sentence."""
+    return (
+        f"{audit['missed']:.1%} of the targets were missed ({audit['missed_low']:.1%} to {audit['missed_high']:.1%} with "
+        f"{audit['confidence']:.0%} confidence): {audit['hits']:,} of {audit['sampled']:,} patches drawn from {audit['outside']:,} places "
+        f"that nobody chose show one, {audit['found']:,} of the chosen ones do"
+    )
 
 
 def _page(
@@ -187,6 +206,8 @@ def _facts(result: Result, report: dict[str, Any], rounds: Sequence[ResultRound]
     for index, held in enumerate(rounds):
         name = "Patches" if len(rounds) == 1 else f"Round {index}"
         facts.append((name, f"{len(held.plan):,} of {held.plan.side} x {held.plan.side} pixels{_target(result, held.plan)}"))
+    if result.audit is not None:
+        facts.append(("Audit", _audited(result.audit)))
     if report:
         needed = max(1, report["bytes_needed"])
         facts += [

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from patchdrive.pipeline.store import OWN_IMAGES, SCHEMA
 from patchdrive.pipeline.tables import ROWS, STATES, FoundBoxes, FoundObjects, states_of
 from patchdrive.readers.errors import StoreError
 
+_BROUGHT = "influence_"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ResultRound:
@@ -37,6 +39,15 @@ class ResultRound:
     """(n,) index into `patchdrive.pipeline.tables.STATES`."""
     reasons: Mapping[str, int]
     """Why rows were skipped or failed, with how often."""
+    attention: NDArray[np.float32] | None = None
+    """(n,) how much a drive's answers attend to each patch, NaN where it was not kept; None before its end, or without a drive."""
+    influence: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By answer, (n,) how much of the probability of its likeliest class each patch brings; NaN where that was not tried."""
+
+    @property
+    def worth(self) -> NDArray[np.float32]:
+        """(n,) what patches are ranked by: attention, -1 where there is none, or else the score."""
+        return self.plan.score if self.attention is None else np.nan_to_num(self.attention, nan=-1.0)
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -72,8 +83,10 @@ class Patches:
 class Result:
     """One store, read only. See `open_result`."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], answers: Mapping[str, Mapping[str, float]]) -> None:
-        self.path, self.facts, self.answers = path, facts, answers
+    def __init__(
+        self, path: Path, facts: Mapping[str, Any], answers: Mapping[str, Mapping[str, float]], audit: Mapping[str, Any] | None
+    ) -> None:
+        self.path, self.facts, self.answers, self.audit = path, facts, answers, audit
 
     @property
     def report(self) -> dict[str, Any] | None:
@@ -144,8 +157,19 @@ class Result:
             blocks = feature_blocks(plan, rows=ROWS)
         else:
             blocks = map_blocks(plan, edge=json.loads((folder / "sizes.json").read_text())["edge"], halo=self.spec.halo)
+        tables = [path / "obs" for path in self._round_tables(self.spec.name)[index : index + 1]]
+        columns = {
+            path.name: path for obs in tables for path in obs.iterdir() if path.name == "attention" or path.name.startswith(_BROUGHT)
+        }
+        known = {name: np.asarray(zarr.open_array(store=path, mode="r")[:]) for name, path in columns.items()}
         dropped = Counter(f"{state}: {reason}" for record in records.values() for _, state, reason in record["dropped"])
-        return ResultRound(plan=plan, codes=states_of(len(plan), blocks, records), reasons=dict(sorted(dropped.items())))
+        return ResultRound(
+            plan=plan,
+            codes=states_of(len(plan), blocks, records),
+            reasons=dict(sorted(dropped.items())),
+            attention=known.pop("attention", None),
+            influence={name.removeprefix(_BROUGHT): values for name, values in sorted(known.items())},
+        )
 
     @cached_property
     def patches(self) -> Patches:
@@ -234,10 +258,8 @@ class Result:
     @cached_property
     def attention(self) -> NDArray[np.float32] | None:
         """(n,) how much a drive's answers attend to each patch, rows as in `patches`, NaN where it was not kept; None without a drive."""
-        paths = [path / "obs" / "attention" for path in self._round_tables(self.spec.name)]
-        if not paths or not all(path.is_dir() for path in paths):
-            return None
-        return _joined([np.asarray(zarr.open_array(store=path, mode="r")[:]) for path in paths], np.float32)
+        held = [held.attention for held in self.rounds]
+        return None if not held or any(one is None for one in held) else np.concatenate([one for one in held if one is not None])
 
     @cached_property
     def embedding(self) -> NDArray[np.float32] | None:
@@ -282,7 +304,7 @@ def open_result(store: Path | str) -> Result:
         raise StoreError(
             f"{path} has layout {facts['schema']}, this version reads {SCHEMA}; open it with the version that wrote it, or run again"
         )
-    return Result(path, facts, attributes.get("answers", {}))
+    return Result(path, facts, attributes.get("answers", {}), attributes.get("audit"))
 
 
 def _round_of(path: Path, name: str) -> re.Match[str] | None:

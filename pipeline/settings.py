@@ -24,6 +24,7 @@ _ABOVE_ZERO = (
     "mpp_override",
     "patch_size",
     "max_patches",
+    "audit",
     "spacing",
     *(name for name in _HOW if name not in {"device", "shard"}),
 )
@@ -59,6 +60,8 @@ class RunSettings:
     """Patches that somebody else chose, instead: an .h5 file of TRIDENT or CLAM, or a folder with one for each slide."""
     max_patches: int | None = None
     """Most patches `topk`, or a model that drives, may ask for."""
+    audit: int | None = None
+    """Patches that a model which drives reads at random at the end, outside those it chose: they tell what share it missed."""
     spacing: int | None = None
     """`topk`: least distance between two patches' corners, target pixels, along the longer axis; None: one patch."""
     halo: int | None = None

@@ -196,11 +196,14 @@ class ResultStore:
             self.put_map(fused.output, fused.values, fused.valid, view.frame(fused.grid))
         for name, found in outcome.objects.items():
             tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", found, self._journal)
-        for round_, attention in zip(self._rounds, outcome.attention, strict=False):
-            for name in self._spec.tables:
-                tables.add_column(self._table(name, round_.index), "attention", attention, self._journal)
+        for column, rounds in outcome.columns.items():
+            for round_, values in zip(self._rounds, rounds, strict=True):
+                for name in self._spec.tables:
+                    tables.add_column(self._table(name, round_.index), column, values, self._journal)
         if outcome.embedding is not None:
             tables.create_vector(self.path / "tables" / f"{self._spec.name}_image", outcome.embedding, self._journal)
+        if outcome.audit is not None:
+            self._tell({"audit": dict(outcome.audit)})
         if outcome.answers:
             self._tell({"answers": {name: dict(classes) for name, classes in outcome.answers.items()}})
 

@@ -16,14 +16,16 @@ from scipy.spatial import KDTree
 from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.config import DRIVERS, PatchDriveNetConfig
 from patchdrive.models.drivers import SaliencyDriver
+from patchdrive.models.explain import influence
 from patchdrive.models.iterative import IterativeDriver
 from patchdrive.models.lattice import Lattice
 from patchdrive.models.model import PatchDrive, converse, patchdrivenet
 from patchdrive.models.recurrent import RecurrentDriver
 from patchdrive.models.search import Sampling
 from patchdrive.models.step import LossWeights, Wanted, step_losses
-from patchdrive.models.types import Glance, Selection, Tokens
+from patchdrive.models.types import Audit, Glance, Selection, Tokens
 from patchdrive.pipeline import RunSettings, open_result, run
+from patchdrive.pipeline.missed import missed_of
 from patchdrive.readers import MemoryImage
 from patchdrive.readers.geometry import Level
 
@@ -243,6 +245,72 @@ class TestDrillDown:
         wish.bias.copy_(torch.tensor([-90.0, -90.0, 90.0, -90.0]))  # lower left
         middle, fine = rounds(model, image)
         assert torch.equal(fine.yx[0, 0], middle.yx[0, 0] + torch.tensor([16.0, -16.0]))
+
+
+class TestExplaining:
+    @torch.no_grad()
+    def test_influence_is_what_leaving_it_out_changes(self) -> None:
+        model, image = shaken(dataclasses.replace(SMALL, mixer="neighbours")), picture(400, 380)
+        output = model(image)
+        assert output.attended is not None
+        grid, cells = model.frames(image)
+        glance = model.look(image)
+        (selection,) = rounds(model, image)
+        tokens = model.read(image, selection, grid)
+        for slot in range(12):
+            valid = selection.valid.clone()
+            valid[0, slot] = False
+            left = Tokens(x=tokens.x, selection=dataclasses.replace(selection, valid=valid))
+            said = torch.softmax(model.answer(glance, model.mixer(left), cells)["class"], dim=1)
+            best = output.values["class"].argmax()
+            wanted = (output.values["class"] - said)[0, best].item()
+            assert output.attended.influence["class"][0, slot].item() == pytest.approx(wanted, abs=1e-5)
+
+    def test_only_the_most_attended_are_tried(self) -> None:
+        x = torch.arange(20.0)[None, :, None]
+        ones, valid = torch.ones(1, 20), torch.arange(20)[None] < 18
+        tokens = Tokens(x=x, selection=Selection(yx=torch.zeros(1, 20, 2), side=ones, cell=ones.long(), weight=ones, valid=valid))
+
+        def ask(some: Tokens) -> dict[str, torch.Tensor]:
+            return {"a": (some.x[..., 0] * some.selection.valid).sum(dim=1, keepdim=True)}
+
+        told = influence(tokens, x[..., 0], ask)["a"][0]
+        assert torch.equal(told[2:18], torch.arange(2.0, 18.0))
+        assert told[[0, 1, 18, 19]].isnan().all()
+
+    @torch.no_grad()
+    def test_an_audit_reads_what_was_not_chosen(self, tmp_path: Path) -> None:
+        model, pixels = shaken().with_audit(40), picture(704, 512)
+        model.evidence.weight.zero_()
+        model.evidence.bias.fill_(9.0)  # sees a target wherever it looks
+        chosen, sample = rounds(model, pixels)
+        assert sample.valid.sum() == 40
+        assert (sample.side == chosen.side[0, 0]).all()
+        apart = (sample.yx[0, :, None] - chosen.yx[0, None]).abs().amax(dim=2)
+        assert apart.min() > 16
+        assert len({tuple(yx) for yx in sample.yx[0].tolist()}) == 40
+        (told,) = model(pixels).audits
+        assert (told.sampled, told.hits, told.found) == (40, 40, 12)
+        image = MemoryImage([pixels[0].permute(1, 2, 0).numpy().copy()], mpp=(0.5, 0.5))
+        settings = RunSettings(saliency="valid", audit=40)
+        run(image, shaken(), tmp_path / "s.zarr", settings=settings)
+        result = open_result(tmp_path / "s.zarr")
+        assert [len(one.plan) for one in result.rounds] == [12, 40]
+        assert result.audit is not None
+        assert result.audit["outside"] == told.outside
+
+    @given(st.integers(0, 30), st.integers(0, 200), st.integers(0, 50), st.floats(0, 0.6))
+    @settings(deadline=None, max_examples=40)
+    def test_the_interval_holds_the_truth(self, seed: int, more: int, found: int, share: float) -> None:
+        n, outside = 60, 60 + more
+        rng = np.random.default_rng(seed)
+        targets = round(share * outside)
+        hits = [int(rng.hypergeometric(targets, outside - targets, n)) for _ in range(60)]
+        told = [missed_of(Audit(sampled=n, outside=outside, hits=hit, found=found)) for hit in hits]
+        truth = targets / (targets + found) if targets + found else 0.0
+        held = [one["missed_low"] - 1e-6 <= truth <= one["missed_high"] + 1e-6 for one in told]
+        assert np.mean(held) >= 0.88
+        assert all(one["missed_low"] <= one["missed"] <= one["missed_high"] for one in told)
 
 
 class TestLattice:
