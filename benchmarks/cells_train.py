@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.model import PatchDrive, patchdrivenet
-from patchdrive.models.step import LossWeights
+from patchdrive.models.step import LossWeights, Wanted
 from patchdrive.pipeline.train import TrainingBatch, TrainSettings, train
 
 PATCH, GLANCE = 32, 4
@@ -34,7 +34,7 @@ class Trained:
 def config_of(seed: int) -> PatchDriveNetConfig:
     """A model of cells; nothing is asked of the whole image."""
     return PatchDriveNetConfig(
-        pixel_size=MPP, unit="um", patch_size=PATCH, glance_downsample=GLANCE, width=32, classes=(), target="cell", seed=seed
+        pixel_size=MPP, unit="um", patch_size=PATCH, glance_downsample=GLANCE, width=32, answers=(), target="cell", seed=seed
     )
 
 
@@ -56,8 +56,7 @@ def _batches(images: Sequence[Labelled], rng: np.random.Generator) -> Iterator[T
         pixels = np.stack([piece for piece, _ in drawn])
         yield TrainingBatch(
             pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            targets=tuple(yx for _, yx in drawn),
-            label=torch.zeros(_BATCH, dtype=torch.int64),
+            wanted=Wanted(targets=[torch.from_numpy(yx.astype(np.float32)) for _, yx in drawn]),
         )
 
 
