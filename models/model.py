@@ -245,8 +245,12 @@ class PatchDrive(nn.Module):
         return given[spec.outputs[0].name]
 
     def answer(self, glance: Glance, tokens: Tokens, cells: Level, *, frame: Frame | None = None) -> Said:
-        """Fuse and ask the heads; `frame` is the image's own borders unless given."""
-        fused, queries = self.fuse(glance, tokens, cells, frame or _borders(cells))
+        """Fuse and ask the heads; `frame` is the image's own borders unless given. Where no head has a map, none is fused."""
+        frame = frame or _borders(cells)
+        if self.maps:
+            fused, queries = self.fuse(glance, tokens, cells, frame)
+        else:
+            fused, queries = glance.features, self.fuse.ask(glance, tokens, cells, frame).tokens
         given = Fused(map=fused, queries=queries)
         return {name: tensor for head in self._heads().values() for name, tensor in head(given).items()}
 

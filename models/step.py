@@ -88,7 +88,7 @@ class Wanted:
 
 
 def step_losses(
-    model: PatchDrive, image: Tensor, wanted: Wanted, sampling: Sampling, *, constant_memory: bool = False
+    model: PatchDrive, image: Tensor, wanted: Wanted, sampling: Sampling, *, constant_memory: bool = False, chunk: int = 256
 ) -> dict[str, Tensor]:
     """The terms of the loss, unweighted, by the names of LossWeights.
 
@@ -98,6 +98,7 @@ def step_losses(
         wanted: what its answers should be.
         sampling: how patches are drawn.
         constant_memory: as `PatchDrive.read`.
+        chunk: as there.
 
     Raises:
         ModelError: what is known names an answer or a head that the model does not have.
@@ -105,7 +106,7 @@ def step_losses(
     _check(model, wanted)
     grid, cells = model.frames(image)
     glance = model.look(image)
-    gathered = model.gather(image, glance, cells, grid, sampling=sampling, constant_memory=constant_memory)
+    gathered = model.gather(image, glance, cells, grid, sampling=sampling, chunk=chunk, constant_memory=constant_memory)
     tokens = gathered.tokens
     mixed: Tokens = model.mixer(_dropped(tokens, sampling))
     said = model.answer(glance, mixed, cells, frame=_frame(cells, sampling.generator))
