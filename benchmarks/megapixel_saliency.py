@@ -38,7 +38,7 @@ class Saliency(nn.Sequential):
         return logits.numpy().reshape(look.shape[:-2])
 
 
-def distil(network: Network, given: Examples, *, seed: int, epochs: int = 8) -> Saliency:
+def distil(network: Network, given: Examples, *, seed: int, epochs: int = 3) -> Saliency:
     """A saliency that finds what `network` attends to in the `given` images."""
     valid = given.reads.valid[given.index]
     attention = answer_all(network, given, encode_all(network, given), valid).attention

@@ -13,8 +13,9 @@ the position code starts at 0. The gate scales a token after its norm, so that t
 Options, for answers about a whole image from a few of its patches (each off unless asked for, and then no weight is there):
 `gated`, a gate that a token has of itself, 4 logsigmoid(g(t)), added to its logits: what holds nothing is left out of every answer by one
 weight, where the queries would each have to learn it; g starts at 2, so all are in. `sloped`, for "the topmost": a bias linear in y, one
-slope per query and head, -2 to 2 at the start; sines at fixed octaves can only approximate an order. `octaves` and `lowest`: as many
-octaves as the image has places to tell apart, the lowest of half a period, so that no two ends of the image share a code.
+slope per query and head, -2 to 2 at the start; sines at fixed octaves can only approximate an order. A slope is s |s|: telling two heights
+apart takes hundreds, and steep ones then move by large steps while those of other tasks stay where they are. `octaves` and `lowest`: as
+many octaves as the image has places to tell apart, the lowest of half a period, so that no two ends of the image share a code.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class CrossAttentionFuse(nn.Module):
         self.locality = nn.Parameter(torch.linspace(3.0, 0.0, heads).exp())
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.gamma = nn.Parameter(torch.full((width,), 0.5))
-        self.slope = nn.Parameter(torch.linspace(-2.0, 2.0, heads).repeat(tasks, 1)) if sloped else None
+        self.slope = nn.Parameter(torch.linspace(-1.4, 1.4, heads).repeat(tasks, 1)) if sloped else None
         self.gate = nn.Linear(width, 1) if gated else None
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
@@ -193,7 +194,8 @@ class CrossAttentionFuse(nn.Module):
         q = self._split(self.query(self.norm_query(x)))
         logits = q @ keys.k.transpose(2, 3) / math.sqrt(q.shape[3]) + keys.bias[:, None, None]
         if self.slope is not None:
-            logits = logits + self.slope.T[:, :, None] * keys.down[:, None, None]
+            slope = self.slope * self.slope.abs()
+            logits = logits + slope.T[:, :, None] * keys.down[:, None, None]
         empty = keys.bias == -torch.inf  # a row that is all empty has no softmax
         attention = torch.softmax(logits.masked_fill(empty[:, None, None], -1e9), dim=3).masked_fill(empty[:, None, None], 0.0)
         return self._finish(x, attention @ keys.v), attention.mean(dim=1)

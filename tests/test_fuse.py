@@ -61,7 +61,8 @@ def test_answers_are_the_formula():
             for head in range(HEADS):
                 own = slice(head * width, (head + 1) * width)
                 down = chosen.yx[image, kept, 0] / 900
-                logits = keys[:, own] @ query[own] / math.sqrt(width) + bias + fuse.slope[task, head] * down
+                slope = fuse.slope[task, head] * fuse.slope[task, head].abs()
+                logits = keys[:, own] @ query[own] / math.sqrt(width) + bias + slope * down
                 given.append(torch.softmax(logits, dim=0))
                 parts.append(given[-1] @ values[:, own])
             x = fuse.tasks[task] + fuse.output(torch.cat(parts))
@@ -94,7 +95,7 @@ def test_a_gate_shuts_a_token_out_and_a_slope_prefers_the_top():
     fuse, tokens = shaken(), some_tokens(filled=(READS, READS))
     assert fuse.slope is not None
     assert fuse.gate is not None
-    fuse.slope.fill_(-1e4)
+    fuse.slope.fill_(-100)
     topmost = tokens.selection.yx[..., 0].argmin(dim=1)
     assert (fuse.answer(tokens, FRAME).attention.argmax(dim=2) == topmost[:, None]).all()
     fuse.slope.zero_()
