@@ -21,12 +21,14 @@ many octaves as the image has places to tell apart, the lowest of half a period,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchdrive.models.stream import pool
 from patchdrive.models.types import Glance, Tokens
 from patchdrive.readers.geometry import Level
 
@@ -146,31 +148,30 @@ class CrossAttentionFuse(nn.Module):
             nn.init.constant_(self.gate.bias, 2.0)
 
     def forward(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
-        """Fuse.
+        """The whole map, [B, D, gh, gw], and task tokens [B, tasks, D]; arguments as `strips`."""
+        strips = list(self.strips(glance, tokens, cells, frame, queries=queries))
+        return torch.cat(strips, dim=2), self.ask(glance, tokens, cells, frame).tokens
+
+    def strips(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> Iterator[Tensor]:
+        """The map a few rows at a time, [B, D, rows, gw], from the top: however large the image, no more of it is held.
 
         Args:
             glance: the global stream.
             tokens: of the patches read.
             cells: the glance's grid.
             frame: of the position code.
-            queries: cells that ask at once; changes rounding only.
-
-        Returns:
-            fused [B, D, gh, gw] and task tokens [B, tasks, D].
+            queries: cells that ask at once, as whole rows; changes rounding only.
         """
         code = self._code(tokens, frame)
         keys = _join(self._patches(tokens, code), self._pooled(glance, cells, code))
-        batch, width, count = len(tokens.x), glance.features.shape[1], cells.height * cells.width
-        answers, _ = self._ask(keys)
-        features = glance.features.flatten(2)
-        blocks = []
-        for first in range(0, count, queries):
-            block = features[:, :, first : first + queries].transpose(1, 2)
-            centres = cell_centres(cells, first, first + block.shape[1], features.device)
+        rows = max(1, queries // cells.width)
+        for top in range(0, cells.height, rows):
+            stream = glance.features[:, :, top : top + rows]
+            block = stream.flatten(2).transpose(1, 2)
+            first = top * cells.width
+            centres = cell_centres(cells, first, first + block.shape[1], block.device)
             asked = self._look(block + code(centres, _cell_side(cells, centres)), keys, centres)
-            blocks.append((block + self.gamma * asked).transpose(1, 2))
-        fused = torch.cat(blocks, dim=2).view(batch, width, cells.height, cells.width)
-        return fused, answers
+            yield (block + self.gamma * asked).transpose(1, 2).reshape(stream.shape)
 
     def answer(self, tokens: Tokens, frame: Frame) -> TaskAnswers:
         """What the task queries find in the patches alone: no glance, no map.
@@ -230,7 +231,7 @@ class CrossAttentionFuse(nn.Module):
 
     def _pooled(self, glance: Glance, cells: Level, code: _Code) -> _Keys:
         """The stream's 64 pooled cells as keys."""
-        pooled = _pool(glance)
+        pooled = pool(glance, POOLED)
         extent = Level(
             index=0,
             height=POOLED,
@@ -283,11 +284,3 @@ class _Code:
 def _cell_side(cells: Level, like: Tensor) -> Tensor:
     """Side of a cell, level-0 pixels, once per centre in `like` [..., 2]."""
     return like.new_full(like.shape[:-1], (cells.downsample_y + cells.downsample_x) / 2)
-
-
-def _pool(glance: Glance) -> Tensor:
-    """The stream's mean over valid cells in 8x8 bins, [B, 64, D]; zeros where a bin has none."""
-    valid = glance.valid[:, None].to(glance.features.dtype)
-    total = functional.adaptive_avg_pool2d(glance.features * valid, POOLED)
-    share = functional.adaptive_avg_pool2d(valid, POOLED)
-    return (total / share.clamp_min(1e-6)).flatten(2).transpose(1, 2)

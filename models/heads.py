@@ -27,7 +27,7 @@ class Fused:
     """What heads are given."""
 
     map: Tensor
-    """[B, D, gh, gw], the global stream with the patches' detail in it."""
+    """[B, D, rows, gw], the global stream with the patches' detail in it: the whole map, or a strip. Heads of maps see cell by cell."""
     queries: Tensor
     """[B, T, D], task tokens: one per answer, and one for the embedding where there is one."""
 

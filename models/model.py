@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -245,14 +245,15 @@ class PatchDrive(nn.Module):
         return given[spec.outputs[0].name]
 
     def answer(self, glance: Glance, tokens: Tokens, cells: Level, *, frame: Frame | None = None) -> Said:
-        """Fuse and ask the heads; `frame` is the image's own borders unless given. Where no head has a map, none is fused."""
-        frame = frame or _borders(cells)
-        if self.maps:
-            fused, queries = self.fuse(glance, tokens, cells, frame)
-        else:
-            fused, queries = glance.features, self.fuse.ask(glance, tokens, cells, frame).tokens
-        given = Fused(map=fused, queries=queries)
-        return {name: tensor for head in self._heads().values() for name, tensor in head(given).items()}
+        """Fuse and ask the heads, those of maps a strip at a time; `frame` is the image's own borders unless given."""
+        frame, asked = frame or _borders(cells), [head for head in self._heads().values() if not head.maps]
+        queries = self.fuse.ask(glance, tokens, cells, frame).tokens
+        said = _said(asked, Fused(map=glance.features, queries=queries))
+        if not self.maps:
+            return said
+        drawn = [head for head in self._heads().values() if head.maps]
+        strips = [_said(drawn, Fused(map=strip, queries=queries)) for strip in self.fuse.strips(glance, tokens, cells, frame)]
+        return {**said, **{name: torch.cat([strip[name] for strip in strips], dim=2) for name in strips[0]}}
 
     def attention(self, glance: Glance, tokens: Tokens, cells: Level) -> Tensor:
         """[B, K] of the task queries on each patch, mean over heads and queries; with the share of the pooled stream they sum to one."""
@@ -333,6 +334,10 @@ def _vouching(width: int, classes: int) -> nn.Linear:
     layer = nn.Linear(width, classes)
     nn.init.constant_(layer.bias, SELDOM_VOUCHES)
     return layer
+
+
+def _said(heads: Iterable[Head], fused: Fused) -> dict[str, Tensor]:
+    return {name: tensor for head in heads for name, tensor in head(fused).items()}
 
 
 def _borders(cells: Level) -> Frame:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from patchdrive.models.drivers import best_peaks
 from patchdrive.models.fuse import Frame, coord_encoding
 from patchdrive.models.search import Asking, Gathered, Placing, Search
+from patchdrive.models.stream import match, pool
 from patchdrive.models.types import Glance, Tokens
 
 EPSILON = 0.01
@@ -50,7 +51,7 @@ class RecurrentDriver(nn.Module):
         batch, width = glance.features.shape[:2]
         free, spent = glance.valid, glance.score.new_zeros(batch)
         state = (glance.features.new_zeros(batch, width), glance.features.new_zeros(batch, width))
-        ponder = torch.zeros_like(spent)
+        ponder, stream = torch.zeros_like(spent), pool(glance, 1)[:, 0]
         parts: list[Tokens] = []
         while left > 0:
             logits = self._steered(glance, state[0])
@@ -64,7 +65,7 @@ class RecurrentDriver(nn.Module):
             parts.append(tokens)
             left -= index.shape[1]
             free = free & ~_around(index.masked_fill(~valid, -1), glance.valid)
-            state = self.memory(self._seen(search, tokens), state)
+            state = self.memory(self._seen(search, tokens, stream), state)
             p = torch.sigmoid(self.halt(state[0]))[:, 0]
             ponder = ponder + (1 - p) * going
             spent = spent + p * going
@@ -73,11 +74,11 @@ class RecurrentDriver(nn.Module):
     def _steered(self, glance: Glance, hidden: Tensor) -> Tensor:
         """[B, gh, gw] logits of where to look, given what was seen."""
         query = self.query(hidden) / math.sqrt(hidden.shape[1])
-        return glance.score + torch.einsum("bdyx,bd->byx", glance.features, query)
+        return glance.score + match(glance, query)
 
-    def _seen(self, search: Search, tokens: Tokens) -> Tensor:
-        """[B, 3 D] what a step has brought: gated tokens, where they were, and the stream as a whole."""
-        glance, cells, chosen = search.glance, search.cells, tokens.selection
+    def _seen(self, search: Search, tokens: Tokens, stream: Tensor) -> Tensor:
+        """[B, 3 D] what a step has brought: gated tokens, where they were, and the mean of the stream."""
+        cells, chosen = search.cells, tokens.selection
         extent = (cells.height * cells.downsample_y, cells.width * cells.downsample_x)
         reference = search.size * (search.grid.downsample_y + search.grid.downsample_x) / 2
         code = coord_encoding(chosen.yx, chosen.side, Frame(origin=(0.0, 0.0), extent=extent), reference, self.octaves)
@@ -85,8 +86,6 @@ class RecurrentDriver(nn.Module):
         count = valid.sum(dim=1).clamp_min(1)
         detail = (tokens.x * chosen.weight[..., None] * valid).sum(dim=1) / count
         places = (self.position(code) * valid).sum(dim=1) / count
-        seen = glance.valid[:, None].to(tokens.x.dtype)
-        stream = (glance.features * seen).sum(dim=(2, 3)) / seen.sum(dim=(2, 3)).clamp_min(1)
         return torch.cat([detail, places, stream], dim=1)
 
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from patchdrive.readers.errors import ModelError
 
+_PART = 2**20
+"""Cells among which the highest are looked for at once."""
 _KNUTH = 2_654_435_761
 """Multiplier of Knuth's multiplicative hash (2^32 over the golden ratio): spreads equal scores over the image."""
 
@@ -44,12 +46,18 @@ def topk_hard(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         index [B, k] int64 (-1 in empty slots) and valid [B, k] bool.
     """
-    count = score.shape[1]
-    spread = torch.argsort(_hash(torch.arange(count, device=score.device)))
-    ordered, order = torch.sort(score[:, spread], dim=1, descending=True, stable=True)
-    index = functional.pad(spread[order[:, :k]], (0, max(k - count, 0)), value=-1)
-    valid = functional.pad(ordered[:, :k] > -torch.inf, (0, max(k - count, 0)), value=False)
-    return index.masked_fill(~valid, -1), valid
+    cells = [_best_of(row, k) for row in score.detach()]
+    index = torch.stack([functional.pad(one, (0, k - len(one)), value=-1) for one in cells])
+    return index, index >= 0
+
+
+def _best_of(row: Tensor, k: int) -> Tensor:
+    """Up to `k` indices of [N] logits. Only what reaches the k-th highest is put in order: of 100 million cells, all in order take 3 GB."""
+    highest = torch.cat([part.topk(min(k, len(part))).values for part in torch.split(row, _PART)])
+    least = highest.topk(k).values[-1] if 0 < k < len(highest) else -torch.inf
+    index = ((row >= least) & (row > -torch.inf)).nonzero()[:, 0]
+    index = index[torch.argsort(_hash(index))]
+    return index[torch.sort(row[index], descending=True, stable=True).indices[:k]]
 
 
 def topk_gumbel(score: Tensor, k: int, generator: Generator, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from contextlib import closing
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from patchdrive.models.types import DriveModel, Glance
+from patchdrive.models.types import DriveModel, Glance, OutputSpec
 from patchdrive.pipeline.budget import cores
 from patchdrive.pipeline.devices import Devices
 from patchdrive.pipeline.feed import FeedSettings, feed
@@ -24,6 +26,10 @@ from patchdrive.readers import Level
 _BATCH = 4
 _EDGE_CELLS = 1024
 _POOL = 64 * 2**20
+_IN_MEMORY = 2**26
+"""Bytes up to which an output of the glance is held in memory."""
+_PER_CELL = 40
+"""Bytes of a cell in all that a drive makes of its score."""
 
 
 def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, devices: Devices, timings: Timings) -> tuple[Glance, Level]:
@@ -36,7 +42,7 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, d
     layout = layout_of(spec, RunSettings())
     plan = plan_grid(coarse, view.saliency, layout)
     stride = spec.outputs[0].stride
-    held = {output.name: np.zeros((len(output.channels), cells.height, cells.width), np.float32) for output in spec.outputs}
+    held = {output.name: _room(output, cells) for output in spec.outputs}
     seen = np.zeros((cells.height, cells.width), np.bool_)
     feed_settings = FeedSettings(
         frame=read_frame(view.image.levels, coarse, layout.side, spec.resampling),
@@ -70,15 +76,26 @@ def look(model: DriveModel, view: View, grid: Level, settings: RunSettings, *, d
     )
 
 
+def _room(output: OutputSpec, cells: Level) -> NDArray[np.float32]:
+    """(channel, height, width) zeros; what is large lies in a file without a name, whose pages the system takes back when it needs them."""
+    shape = (len(output.channels), cells.height, cells.width)
+    if 4 * math.prod(shape) <= _IN_MEMORY:
+        return np.zeros(shape, np.float32)
+    with tempfile.TemporaryFile(prefix="patchdrive-glance-") as file:
+        file.truncate(4 * math.prod(shape))
+        return np.memmap(file, np.float32, "r+", shape=shape)
+
+
 def held_bytes(model: DriveModel, view: View, grid: Level) -> int:
-    """What a drive holds of its glance from the look to its end: features and score of every cell, as much twice more while they are
-    fused, and the maps that its heads give, as logits and as probabilities.
+    """What a drive holds from the look to its end: score and validity of every cell and some copies while the best are looked for, the
+    maps that its heads give, as logits and as probabilities, and the stream where it is small.
     """
     _, cells = _grids(model, view, grid)
-    outputs = model.glance.spec.outputs
-    channels = sum(len(output.channels) for output in outputs)
-    given = sum(len(output.channels) * (outputs[0].stride // output.stride) ** 2 for output in model.maps)
-    return cells.height * cells.width * (4 * (3 * channels + 3 * given) + 8)
+    stream, *_ = outputs = model.glance.spec.outputs
+    given = sum(len(output.channels) * (stream.stride // output.stride) ** 2 for output in model.maps)
+    count = cells.height * cells.width
+    features = 4 * count * sum(len(output.channels) for output in outputs)
+    return count * (12 * given + _PER_CELL) + min(features, _IN_MEMORY * len(outputs))
 
 
 def _grids(model: DriveModel, view: View, grid: Level) -> tuple[Level, Level]:

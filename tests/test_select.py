@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from largest import Largest
 
+from patchdrive.models import select
 from patchdrive.models.select import keep_best, topk_hard, topk_perturbed
 from patchdrive.readers.errors import ModelError
 
@@ -193,3 +195,20 @@ class TestKeepBest:
         assert kept.cell.tolist() == [[9, 7, -1, -1, -1]]
         assert kept.place.tolist() == [[2, 0, 0, 0, 0]]
         assert kept.score.tolist() == [[3.0, 1.0, -torch.inf, -torch.inf, -torch.inf]]
+
+
+@given(
+    st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 1.5, 2.0]), min_size=1, max_size=300),
+    st.integers(0, 320),
+    st.integers(1, 50),
+)
+@settings(deadline=None, max_examples=150)
+def test_the_best_are_those_of_putting_all_in_order(values: list[float], k: int, part: int) -> None:
+    score = torch.tensor([values])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "_PART", part)
+        index, valid = select.topk_hard(score, k)
+    hashed = [cell * 2_654_435_761 % 2**32 for cell in range(len(values))]
+    order = sorted((cell for cell in range(len(values)) if values[cell] > -np.inf), key=lambda cell: (-values[cell], hashed[cell]))[:k]
+    assert index.tolist() == [[*order, *[-1] * (k - len(order))]]
+    assert valid.tolist() == [[True] * len(order) + [False] * (k - len(order))]
