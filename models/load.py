@@ -8,11 +8,12 @@ Names are tried in this order:
 | `patchdrivenet:FILE.safetensors`, `segmenter:FILE.safetensors` | built in, with the weights and the config of FILE |
 | `FILE.safetensors` | the same; the file says which |
 | `FILE.pt2` | an exported program with its spec inside: `patchdrive.models.program` |
+| `FILE.onnx` | a graph of ONNX with its spec inside: `patchdrive.models.onnx_model` |
 | `timm:NAME` | an image network of timm: `patchdrive.models.timm_encoder` |
 | `module:function` | what your own function returns, called with the image's traits if it takes an argument |
 
-No file can run code: weights are safetensors, and a `.pt2` is checked first (`patchdrive.models.program_safety`). `module:function` is code
-you name yourself. `hf-hub:` and `.onnx` are not read yet.
+No file can run code: weights are safetensors, a `.pt2` is checked first (`patchdrive.models.program_safety`), an `.onnx` knows only the
+operators of onnxruntime. `module:function` is code you name yourself. `hf-hub:` is not read yet.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.descriptor import Descriptor
 from patchdrive.models.identity import Identity
 from patchdrive.models.model import PatchDrive, patchdrivenet
+from patchdrive.models.onnx_model import load_onnx
 from patchdrive.models.program import load_program
 from patchdrive.models.quality import Quality
 from patchdrive.models.segmenter import load_segmenter
@@ -52,10 +54,11 @@ _SHAPED: Mapping[str, Callable[[ImageTraits], Model]] = {
     "quality": Quality,
 }
 _WEIGHTED: Mapping[str, Callable[[Path], Model]] = {"patchdrivenet": load_patchdrivenet, "segmenter": load_segmenter}
+_FILES: Mapping[str, Callable[[Path], Model]] = {".onnx": load_onnx, ".pt2": load_program}
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _KNOWN = (
-    f"{', '.join(_SHAPED)}; {', '.join(f'{name}:FILE.safetensors' for name in _WEIGHTED)}; FILE.safetensors; FILE.pt2; timm:NAME; "
-    "module:function"
+    f"{', '.join(_SHAPED)}; {', '.join(f'{name}:FILE.safetensors' for name in _WEIGHTED)}; FILE.safetensors; FILE.pt2; FILE.onnx; "
+    "timm:NAME; module:function"
 )
 
 
@@ -77,9 +80,9 @@ def load_model(name: str, traits: ImageTraits | None = None) -> Model:
         return _with_weights(head, rest)
     if head == "timm" and rest:
         return load_timm(rest, traits)
-    if head == "hf-hub" or name.endswith(".onnx"):
-        raise ModelError(f"{name}: hf-hub: and .onnx are not read yet; use timm:NAME, or export the model with save_program to .pt2")
-    if Path(name).suffix in {".pt2", ".safetensors"}:
+    if head == "hf-hub":
+        raise ModelError(f"{name}: hf-hub: is not read yet; use timm:NAME, or export the model with save_program to .pt2")
+    if Path(name).suffix in {*_FILES, ".safetensors"}:
         return _from_file(Path(name))
     if _FUNCTION.fullmatch(name):
         return _from_function(head, rest, traits)
@@ -121,9 +124,9 @@ def _with_weights(name: str, file: str) -> Model:
 
 
 def _from_file(path: Path) -> Model:
-    """A `.pt2`, or a `.safetensors` that says which built-in it is for."""
-    if _existing(path).suffix == ".pt2":
-        return load_program(path)
+    """A `.pt2` or `.onnx`, or a `.safetensors` that says which built-in it is for."""
+    if _existing(path).suffix in _FILES:
+        return _FILES[path.suffix](path)
     kind, _ = read_description(path)
     if kind not in _WEIGHTED:
         raise ModelError(f"{path} holds the weights of {kind!r}, which is not built in; built in are {', '.join(_WEIGHTED)}")

@@ -159,7 +159,7 @@ def test_a_mistake_in_your_own_module_is_shown_as_it_is(own):
         ("segmenter:absent.safetensors", r"absent\.safetensors is not a file"),
         ("absent.pt2", r"absent\.pt2 is not a file"),
         ("absent.safetensors", "is not a file"),
-        ("net.onnx", "not read yet; use"),
+        ("absent.onnx", r"absent\.onnx is not a file"),
         ("hf-hub:timm/resnet18", "not read yet; use"),
         ("timm:", "no model is called"),
         ("model.pth", "no model is called"),
