@@ -18,6 +18,7 @@ from threading import Event
 
 from tqdm import tqdm
 
+from patchdrive.models.hub import origin_of
 from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
@@ -146,8 +147,8 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    model = "built-in name, NAME:weights, .pt2, .safetensors, timm:NAME or module:function; repeat it for several in one pass"
-    add("--model", action="append", help=f"{model} (default: descriptor)")
+    model = "built-in name, NAME:weights, .pt2, .onnx, .safetensors, timm:NAME, hf-hub:ORG/NAME@REVISION or module:function"
+    add("--model", action="append", help=f"{model}; repeat it for several in one pass (default: descriptor)")
     add("--reader", help="open with this reader instead of the one that fits")
     add("--mpp", type=float, help="target pixel size of slides, µm (default: the model's, else level 0)")
     add("--gsd", type=float, help="target pixel size of scenes, units of the CRS (default: the model's, else level 0)")
@@ -199,6 +200,20 @@ def _settings(options: argparse.Namespace) -> RunSettings:
     return RunSettings(**{**fields, "memory": memory, "device_memory": _device_memory(options.device_memory)})
 
 
+def _models(options: argparse.Namespace, settings: RunSettings) -> Models:
+    """The models asked for. Those of the hub are told with their licence, and named by their commit from here on, also in records."""
+    names = options.model or ["descriptor"]
+    return Models([_pinned(name) for name in names], settings)
+
+
+def _pinned(name: str) -> str:
+    origin = origin_of(name)
+    if origin is None:
+        return name
+    _say(f"patchdrive: {origin}")
+    return origin.name
+
+
 def _device_memory(text: str) -> float:
     """A share up to 1, or bytes."""
     return float(text) if re.fullmatch(r"0?\.\d+|1|1\.0", text) else parse_bytes(text)
@@ -235,7 +250,7 @@ def _run(options: argparse.Namespace) -> int:
     with closing(Signals(_say)) as stop:
         archive = Archive(
             out=options.out,
-            models=Models(options.model or ["descriptor"], settings),
+            models=_models(options, settings),
             settings=settings,
             watch=lambda source: closing(_Bar(Path(source).name, stop.asked)),
             say=_say,
@@ -280,7 +295,8 @@ def _line(report: RunReport) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings, models = _settings(options), Models(options.model or ["descriptor"], _settings(options))
+    settings = _settings(options)
+    models = _models(options, settings)
 
     def one(source: str) -> str:
         with closing(open_image(source, reader=options.reader)) as image:
