@@ -23,6 +23,7 @@ from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
 from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.export_model import export_model
 from patchdrive.pipeline.export_options import add_tracing, tracing_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.info import describe, info_lines
@@ -126,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     exports.add_argument("-o", "--out", type=Path, required=True, help="folder; the form says what lies where in it")
     add_tracing(exports)
     exports.set_defaults(command=_export)
+
+    models = commands.add_parser("export-model", help="write a model to one file that runs without its code, or without patchdrive")
+    models.add_argument("model", help="as run takes it; of a model that drives, its patch encoder is written")
+    models.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="FILE.pt2, or FILE.onnx for any runtime of ONNX")
+    models.set_defaults(command=_export_model)
 
     verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
     verifies.add_argument("store", type=Path, help="<id>.zarr folder")
@@ -359,6 +365,11 @@ def _export(options: argparse.Namespace) -> int:
         return _each([str(store) for store in options.store], one)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    print(export_model(_pinned(options.model), options.out), flush=True)
+    return DONE
 
 
 def _verify(options: argparse.Namespace) -> int:
