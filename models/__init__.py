@@ -1,6 +1,7 @@
 """Models: torch, no file formats. "Here are tensors."."""
 
 from patchdrive.models.load import load_model, load_models
+from patchdrive.models.onnx_model import load_onnx, save_onnx
 from patchdrive.models.program import load_program, save_program
 from patchdrive.models.segmenter import Segmenter, SegmenterConfig
 from patchdrive.models.together import Together, together
@@ -17,7 +18,9 @@ __all__ = [
     "Together",
     "load_model",
     "load_models",
+    "load_onnx",
     "load_program",
+    "save_onnx",
     "save_program",
     "together",
 ]

@@ -8,11 +8,13 @@ Names are tried in this order:
 | `patchdrivenet:FILE.safetensors`, `segmenter:FILE.safetensors` | built in, with the weights and the config of FILE |
 | `FILE.safetensors` | the same; the file says which |
 | `FILE.pt2` | an exported program with its spec inside: `patchdrive.models.program` |
+| `FILE.onnx` | a graph of ONNX with its spec inside: `patchdrive.models.onnx_model` |
 | `timm:NAME` | an image network of timm: `patchdrive.models.timm_encoder` |
+| `hf-hub:ORG/NAME@REVISION` | a repository of the Hugging Face hub, with such a file or a network of timm: `patchdrive.models.hub` |
 | `module:function` | what your own function returns, called with the image's traits if it takes an argument |
 
-No file can run code: weights are safetensors, and a `.pt2` is checked first (`patchdrive.models.program_safety`). `module:function` is code
-you name yourself. `hf-hub:` and `.onnx` are not read yet.
+No file can run code: weights are safetensors, a `.pt2` is checked first (`patchdrive.models.program_safety`), an `.onnx` knows only the
+operators of onnxruntime, and nothing else of a repository is opened. `module:function` is code you name yourself.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ from pathlib import Path
 
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.descriptor import Descriptor
+from patchdrive.models.hub import PREFIX, config_of, fetch, find_repository, stranger, weights_of
 from patchdrive.models.identity import Identity
 from patchdrive.models.model import PatchDrive, patchdrivenet
+from patchdrive.models.onnx_model import load_onnx
 from patchdrive.models.program import load_program
 from patchdrive.models.quality import Quality
 from patchdrive.models.segmenter import load_segmenter
-from patchdrive.models.timm_encoder import load_timm
+from patchdrive.models.timm_encoder import load_published, load_timm
 from patchdrive.models.together import together
 from patchdrive.models.types import DriveModel, ImageTraits, PatchModel
 from patchdrive.models.weights import load_patchdrivenet
@@ -52,10 +56,11 @@ _SHAPED: Mapping[str, Callable[[ImageTraits], Model]] = {
     "quality": Quality,
 }
 _WEIGHTED: Mapping[str, Callable[[Path], Model]] = {"patchdrivenet": load_patchdrivenet, "segmenter": load_segmenter}
+_FILES: Mapping[str, Callable[[Path], Model]] = {".onnx": load_onnx, ".pt2": load_program}
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _KNOWN = (
-    f"{', '.join(_SHAPED)}; {', '.join(f'{name}:FILE.safetensors' for name in _WEIGHTED)}; FILE.safetensors; FILE.pt2; timm:NAME; "
-    "module:function"
+    f"{', '.join(_SHAPED)}; {', '.join(f'{name}:FILE.safetensors' for name in _WEIGHTED)}; FILE.safetensors; FILE.pt2; FILE.onnx; "
+    "timm:NAME; hf-hub:ORG/NAME@REVISION; module:function"
 )
 
 
@@ -77,9 +82,9 @@ def load_model(name: str, traits: ImageTraits | None = None) -> Model:
         return _with_weights(head, rest)
     if head == "timm" and rest:
         return load_timm(rest, traits)
-    if head == "hf-hub" or name.endswith(".onnx"):
-        raise ModelError(f"{name}: hf-hub: and .onnx are not read yet; use timm:NAME, or export the model with save_program to .pt2")
-    if Path(name).suffix in {".pt2", ".safetensors"}:
+    if name.startswith(PREFIX):
+        return _from_hub(name, traits)
+    if Path(name).suffix in {*_FILES, ".safetensors"}:
         return _from_file(Path(name))
     if _FUNCTION.fullmatch(name):
         return _from_function(head, rest, traits)
@@ -103,7 +108,7 @@ def load_models(names: Sequence[str], traits: ImageTraits | None = None, *, pixe
 
 
 def _meant(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), [*_SHAPED, *_WEIGHTED, "timm"], n=1)
+    close = difflib.get_close_matches(name.lower(), [*_SHAPED, *_WEIGHTED, "timm", "hf-hub"], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -121,13 +126,25 @@ def _with_weights(name: str, file: str) -> Model:
 
 
 def _from_file(path: Path) -> Model:
-    """A `.pt2`, or a `.safetensors` that says which built-in it is for."""
-    if _existing(path).suffix == ".pt2":
-        return load_program(path)
+    """A `.pt2` or `.onnx`, or a `.safetensors` that says which built-in it is for."""
+    if _existing(path).suffix in _FILES:
+        return _FILES[path.suffix](path)
     kind, _ = read_description(path)
     if kind not in _WEIGHTED:
         raise ModelError(f"{path} holds the weights of {kind!r}, which is not built in; built in are {', '.join(_WEIGHTED)}")
     return _WEIGHTED[kind](path)
+
+
+def _from_hub(name: str, traits: ImageTraits) -> Model:
+    """What a repository holds: a network of timm, or a file that says itself what it is."""
+    repository = find_repository(name)
+    path = fetch(repository, weights_of(repository))
+    config = config_of(repository) if path.suffix == ".safetensors" else {}
+    try:
+        return load_published(repository.title, config, path, traits) if "architecture" in config else _from_file(path)
+    except ModelError as error:
+        why = stranger(repository, config) if path.suffix == ".safetensors" else ""
+        raise ModelError(f"{repository.name}: {error}{why}") from error
 
 
 def _existing(path: Path) -> Path:

@@ -18,10 +18,12 @@ from threading import Event
 
 from tqdm import tqdm
 
+from patchdrive.models.hub import origin_of
 from patchdrive.pipeline.archive import Archive, Ended, Models
 from patchdrive.pipeline.budget import cores, parse_bytes
 from patchdrive.pipeline.demo import demo
 from patchdrive.pipeline.export import FORMS, export
+from patchdrive.pipeline.export_model import export_model
 from patchdrive.pipeline.export_options import add_tracing, tracing_of
 from patchdrive.pipeline.export_tables import slide_name
 from patchdrive.pipeline.info import describe, info_lines
@@ -126,6 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     add_tracing(exports)
     exports.set_defaults(command=_export)
 
+    models = commands.add_parser("export-model", help="write a model to one file that runs without its code, or without patchdrive")
+    models.add_argument("model", help="as run takes it; of a model that drives, its patch encoder is written")
+    models.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="FILE.pt2, or FILE.onnx for any runtime of ONNX")
+    models.set_defaults(command=_export_model)
+
     verifies = commands.add_parser("verify", help="check a store's every record, and compute a sample again", formatter_class=_Defaults)
     verifies.add_argument("store", type=Path, help="<id>.zarr folder")
     _add_verify(verifies)
@@ -146,8 +153,8 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    model = "built-in name, NAME:weights, .pt2, .safetensors, timm:NAME or module:function; repeat it for several in one pass"
-    add("--model", action="append", help=f"{model} (default: descriptor)")
+    model = "built-in name, NAME:weights, .pt2, .onnx, .safetensors, timm:NAME, hf-hub:ORG/NAME@REVISION or module:function"
+    add("--model", action="append", help=f"{model}; repeat it for several in one pass (default: descriptor)")
     add("--reader", help="open with this reader instead of the one that fits")
     add("--mpp", type=float, help="target pixel size of slides, µm (default: the model's, else level 0)")
     add("--gsd", type=float, help="target pixel size of scenes, units of the CRS (default: the model's, else level 0)")
@@ -199,6 +206,20 @@ def _settings(options: argparse.Namespace) -> RunSettings:
     return RunSettings(**{**fields, "memory": memory, "device_memory": _device_memory(options.device_memory)})
 
 
+def _models(options: argparse.Namespace, settings: RunSettings) -> Models:
+    """The models asked for. Those of the hub are told with their licence, and named by their commit from here on, also in records."""
+    names = options.model or ["descriptor"]
+    return Models([_pinned(name) for name in names], settings)
+
+
+def _pinned(name: str) -> str:
+    origin = origin_of(name)
+    if origin is None:
+        return name
+    _say(f"patchdrive: {origin}")
+    return origin.name
+
+
 def _device_memory(text: str) -> float:
     """A share up to 1, or bytes."""
     return float(text) if re.fullmatch(r"0?\.\d+|1|1\.0", text) else parse_bytes(text)
@@ -235,7 +256,7 @@ def _run(options: argparse.Namespace) -> int:
     with closing(Signals(_say)) as stop:
         archive = Archive(
             out=options.out,
-            models=Models(options.model or ["descriptor"], settings),
+            models=_models(options, settings),
             settings=settings,
             watch=lambda source: closing(_Bar(Path(source).name, stop.asked)),
             say=_say,
@@ -280,7 +301,8 @@ def _line(report: RunReport) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    settings, models = _settings(options), Models(options.model or ["descriptor"], _settings(options))
+    settings = _settings(options)
+    models = _models(options, settings)
 
     def one(source: str) -> str:
         with closing(open_image(source, reader=options.reader)) as image:
@@ -343,6 +365,11 @@ def _export(options: argparse.Namespace) -> int:
         return _each([str(store) for store in options.store], one)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    print(export_model(_pinned(options.model), options.out), flush=True)
+    return DONE
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from patchdrive.models.types import ModelSpec, OutputSpec
 from patchdrive.pipeline import RunSettings, run
@@ -39,6 +40,37 @@ class Light:
 
     def to(self, device):
         return self
+
+
+SMALL = ModelSpec(
+    name="small", channels=3, size=16, any_size=True, outputs=(OutputSpec(name="maps", kind="probability", channels=("a", "b"), halo=1),)
+)
+"""What a `Small` eats and gives."""
+
+
+class Small(nn.Module):
+    """One convolution and a constant: weights and a tensor that is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.convolution = nn.Conv2d(3, 2, 3, padding=1)
+        self.register_buffer("gain", torch.full((2, 1, 1), 1.5), persistent=False)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"maps": torch.sigmoid(self.convolution(pixels) * self.gain)}
+
+
+class Pooled(nn.Module):
+    """A vector of normalised, strided features: the operators of a usual encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {"features": self.body(pixels).mean((2, 3))}
 
 
 def everywhere(pixels, mask):
