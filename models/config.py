@@ -25,6 +25,8 @@ class PatchDriveNetConfig:
         ModelError: a number is out of its range.
     """
 
+    name: str = "patchdrivenet"
+    """Of its tables in a store."""
     channels: int = 3
     """Input channels."""
     pixel_size: float | None = None
@@ -112,6 +114,10 @@ class PatchDriveNetConfig:
         largest = traits.value_range
         return cls(channels=len(traits.channels), scale=1 / largest, fill=largest if traits.kind == "slide" else 0.0)
 
+    def modular(self) -> Self:
+        """The same as system D: small patches that tell their neighbours what they saw before they are joined."""
+        return dataclasses.replace(self, name="patchdrivenet-modular", patch_size=32, glance_downsample=4, mixer="neighbours")
+
     @property
     def glance_spec(self) -> ModelSpec:
         """Of the coarse look: two maps, any size."""
@@ -133,7 +139,7 @@ class PatchDriveNetConfig:
 
     def _spec(self, part: str, size: int, pixel_size: float | None, *outputs: OutputSpec) -> ModelSpec:
         return ModelSpec(
-            name="patchdrivenet" if part == "encoder" else f"patchdrivenet-{part}",  # the encoder's table is the model's
+            name=self.name if part == "encoder" else f"{self.name}-{part}",  # the encoder's table is the model's
             channels=self.channels,
             size=size,
             any_size=part == "glance",

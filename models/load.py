@@ -4,7 +4,7 @@ Names are tried in this order:
 
 | a name | is |
 |---|---|
-| `identity`, `descriptor`, `quality`, `patchdrivenet` | built in, shaped to the image; the last untrained |
+| `identity`, `descriptor`, `quality`, `patchdrivenet`, `patchdrivenet-modular` | built in, shaped to the image; the last two untrained |
 | `patchdrivenet:FILE.safetensors`, `segmenter:FILE.safetensors` | built in, with the weights and the config of FILE |
 | `FILE.safetensors` | the same; the file says which |
 | `FILE.pt2` | an exported program with its spec inside: `patchdrive.models.program` |
@@ -49,10 +49,15 @@ def _untrained(traits: ImageTraits) -> PatchDrive:
     return patchdrivenet(PatchDriveNetConfig.for_traits(traits))
 
 
+def _untrained_modular(traits: ImageTraits) -> PatchDrive:
+    return patchdrivenet(PatchDriveNetConfig.for_traits(traits).modular())
+
+
 _SHAPED: Mapping[str, Callable[[ImageTraits], Model]] = {
     "descriptor": Descriptor,
     "identity": Identity,
     "patchdrivenet": _untrained,
+    "patchdrivenet-modular": _untrained_modular,
     "quality": Quality,
 }
 _WEIGHTED: Mapping[str, Callable[[Path], Model]] = {"patchdrivenet": load_patchdrivenet, "segmenter": load_segmenter}

@@ -19,6 +19,8 @@ from patchdrive.models.drivers import SaliencyDriver
 from patchdrive.models.explain import influence
 from patchdrive.models.iterative import IterativeDriver
 from patchdrive.models.lattice import Lattice
+from patchdrive.models.load import load_model
+from patchdrive.models.mixers import NeighbourMixer
 from patchdrive.models.model import PatchDrive, converse, patchdrivenet
 from patchdrive.models.recurrent import RecurrentDriver
 from patchdrive.models.search import Sampling
@@ -134,6 +136,19 @@ class TestRoads:
         assert many.attended is not None
         assert one.attended is not None
         torch.testing.assert_close(one.attended.attention, many.attended.attention, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_the_modular_preset_mixes_neighbours(self, tmp_path: Path) -> None:
+        model = load_model("patchdrivenet-modular")
+        assert isinstance(model, PatchDrive)
+        assert isinstance(model.mixer, NeighbourMixer)
+        assert model.encoder.spec.size == 32
+        pixels = picture(512, 480)
+        image = MemoryImage([pixels[0].permute(1, 2, 0).numpy().copy()], mpp=(0.5, 0.5))
+        run(image, model, tmp_path / "s.zarr", settings=RunSettings(saliency="valid", max_patches=9))
+        wanted = model.with_max_patches(9)(pixels)
+        assert open_result(tmp_path / "s.zarr").answers["class"]["target"] == pytest.approx(wanted.values["class"][0, 1].item(), abs=2e-3)
+        assert "patchdrivenet-modular" in open_result(tmp_path / "s.zarr").tables
 
 
 class TestRecurrent:
