@@ -149,11 +149,13 @@ class CrossAttentionFuse(nn.Module):
 
     def forward(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> tuple[Tensor, Tensor]:
         """The whole map, [B, D, gh, gw], and task tokens [B, tasks, D]; arguments as `strips`."""
-        strips = list(self.strips(glance, tokens, cells, frame, queries=queries))
+        strips = [strip for _, strip in self.strips(glance, tokens, cells, frame, queries=queries)]
         return torch.cat(strips, dim=2), self.ask(glance, tokens, cells, frame).tokens
 
-    def strips(self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES) -> Iterator[Tensor]:
-        """The map a few rows at a time, [B, D, rows, gw], from the top: however large the image, no more of it is held.
+    def strips(
+        self, glance: Glance, tokens: Tokens, cells: Level, frame: Frame, *, queries: int = QUERIES
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The map a few rows at a time, these and [B, D, rows, gw], from the top: however large the image, no more of it is held.
 
         Args:
             glance: the global stream.
@@ -171,7 +173,7 @@ class CrossAttentionFuse(nn.Module):
             first = top * cells.width
             centres = cell_centres(cells, first, first + block.shape[1], block.device)
             asked = self._look(block + code(centres, _cell_side(cells, centres)), keys, centres)
-            yield (block + self.gamma * asked).transpose(1, 2).reshape(stream.shape)
+            yield slice(top, top + stream.shape[2]), (block + self.gamma * asked).transpose(1, 2).reshape(stream.shape)
 
     def answer(self, tokens: Tokens, frame: Frame) -> TaskAnswers:
         """What the task queries find in the patches alone: no glance, no map.

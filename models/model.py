@@ -252,8 +252,9 @@ class PatchDrive(nn.Module):
         if not self.maps:
             return said
         drawn = [head for head in self._heads().values() if head.maps]
-        strips = [_said(drawn, Fused(map=strip, queries=queries)) for strip in self.fuse.strips(glance, tokens, cells, frame)]
-        return {**said, **{name: torch.cat([strip[name] for strip in strips], dim=2) for name in strips[0]}}
+        fused = self.fuse.strips(glance, tokens, cells, frame)
+        strips = ((rows, _said(drawn, Fused(map=strip, queries=queries))) for rows, strip in fused)
+        return {**said, **_stacked(strips, cells.height)}
 
     def attention(self, glance: Glance, tokens: Tokens, cells: Level) -> Tensor:
         """[B, K] of the task queries on each patch, mean over heads and queries; with the share of the pooled stream they sum to one."""
@@ -338,6 +339,23 @@ def _vouching(width: int, classes: int) -> nn.Linear:
 
 def _said(heads: Iterable[Head], fused: Fused) -> dict[str, Tensor]:
     return {name: tensor for head in heads for name, tensor in head(fused).items()}
+
+
+def _stacked(strips: Iterable[tuple[slice, Mapping[str, Tensor]]], height: int) -> dict[str, Tensor]:
+    """Maps of strips, each with its rows of `height`, as maps of the whole.
+
+    Their room is made at once: many small pieces kept among large passing ones would leave memory full of gaps.
+    """
+    whole: dict[str, Tensor] = {}
+    for rows, strip in strips:
+        if rows == slice(0, height):
+            return dict(strip)
+        for name, part in strip.items():
+            finer = part.shape[2] // (rows.stop - rows.start)
+            if name not in whole:
+                whole[name] = part.new_empty(*part.shape[:2], height * finer, part.shape[3])
+            whole[name][:, :, rows.start * finer : rows.stop * finer] = part
+    return whole
 
 
 def _borders(cells: Level) -> Frame:

@@ -17,6 +17,8 @@ from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.config import DRIVERS, PatchDriveNetConfig
 from patchdrive.models.drivers import SaliencyDriver
 from patchdrive.models.explain import influence
+from patchdrive.models.fuse import QUERIES, Frame
+from patchdrive.models.heads import Fused
 from patchdrive.models.iterative import IterativeDriver
 from patchdrive.models.lattice import Lattice
 from patchdrive.models.load import load_model
@@ -149,6 +151,20 @@ class TestRoads:
         wanted = model.with_max_patches(9)(pixels)
         assert open_result(tmp_path / "s.zarr").answers["class"]["target"] == pytest.approx(wanted.values["class"][0, 1].item(), abs=2e-3)
         assert "patchdrivenet-modular" in open_result(tmp_path / "s.zarr").tables
+
+    @torch.no_grad()
+    def test_a_map_made_in_strips_is_the_map(self) -> None:
+        model, image = shaken(), picture(2400, 2304)
+        grid, cells = model.frames(image)
+        assert cells.height * cells.width > QUERIES
+        glance = model.look(image)
+        tokens = model.read(image, next(model.driver.ask(model.search(glance, cells, grid))), grid)
+        extent = (cells.height * cells.downsample_y, cells.width * cells.downsample_x)
+        fused, queries = model.fuse(glance, tokens, cells, Frame(origin=(0.0, 0.0), extent=extent), queries=10**9)
+        said = model.answer(glance, tokens, cells)
+        for head in model.heads.values():
+            for name, values in head(Fused(map=fused, queries=queries)).items():
+                torch.testing.assert_close(said[name], values, atol=1e-4, rtol=1e-4)
 
 
 class TestRecurrent:
