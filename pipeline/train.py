@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +16,9 @@ from patchdrive.models.model import PatchDrive
 from patchdrive.models.search import Sampling
 from patchdrive.models.step import LossWeights, Wanted, step_losses
 from patchdrive.readers.errors import SettingsError
+
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,8 +65,8 @@ class TrainSettings:
             raise SettingsError(f"training takes at least one step, got {self.steps}")
 
 
-class Learner(Protocol):
-    """A model, and what is wrong with its answers."""
+class Learner(Protocol[Batch_contra]):
+    """A model, and what is wrong with its answers about batches of one kind."""
 
     @property
     def module(self) -> nn.Module:
@@ -75,7 +78,7 @@ class Learner(Protocol):
         """What each term of the loss counts."""
         ...
 
-    def terms(self, batch: TrainingBatch, generator: Generator) -> Mapping[str, Tensor]:
+    def terms(self, batch: Batch_contra, generator: Generator) -> Mapping[str, Tensor]:
         """The terms of the loss, unweighted, by names of `weights`; draws come from `generator` alone."""
         ...
 
@@ -107,10 +110,10 @@ class DriveLearner:
         return step_losses(student, pixels, wanted, sampling, constant_memory=self.settings.constant_memory)
 
 
-class Training:
+class Training(Generic[T]):
     """A model being trained: everything that decides the next step, and so all that a checkpoint keeps."""
 
-    def __init__(self, learner: Learner, settings: TrainSettings) -> None:
+    def __init__(self, learner: Learner[T], settings: TrainSettings) -> None:
         self._learner, self._settings, self._module = learner, settings, learner.module
         self.device = next(self._module.parameters()).device
         """Where it computes."""
@@ -125,7 +128,7 @@ class Training:
         """Steps taken."""
         return len(self.history)
 
-    def take(self, batch: TrainingBatch) -> Mapping[str, float]:
+    def take(self, batch: T) -> Mapping[str, float]:
         """One step; the terms of its loss before it.
 
         Raises:

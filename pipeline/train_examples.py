@@ -26,8 +26,12 @@ from patchdrive.pipeline.train_sources import Names
 from patchdrive.readers import Image, Level
 from patchdrive.readers.errors import SettingsError
 
-MOST_WHOLE = 4096 * 4096
-"""Pixels of the model in an image that is looked at whole."""
+ANSWER = "class"
+"""What the answer about an image is called."""
+MOST_WHOLE = 2048 * 2048
+"""Pixels of the model in an image that is held whole; a larger one is read where the model drives."""
+MOST_SEEN = 2048 * 2048
+"""Pixels of the glance in an image that is classified: they are held, with what the network makes of them."""
 _MOST_WORTH = 4096
 """Places worth looking at that are kept of one image."""
 
@@ -132,6 +136,8 @@ class Surveyor:
     """Of the first image: the others are to be like it."""
     spec: ModelSpec
     """Of the pixels that the model eats."""
+    glance_downsample: int
+    """Of those per pixel of its glance."""
     known: Known
     """What label files say."""
     images: Shelf
@@ -163,10 +169,11 @@ class Surveyor:
             )
         channels = pick_channels(image, self.spec)
         grid = patch_grid(image, self.spec, settings)
-        if config.task == "classify" and grid.height * grid.width > MOST_WHOLE:
+        seen = grid.height * grid.width / self.glance_downsample**2
+        if config.task == "classify" and seen > MOST_SEEN:
             raise SettingsError(
-                f"sources: {path} has {grid.height} x {grid.width} pixels of the model, and images are classified whole, up to "
-                f"{MOST_WHOLE // 2**20} million pixels; ask for a coarser model.pixel_size, or label objects in it"
+                f"sources: {path} has {seen:.3g} pixels of the model's glance, and an image that is classified is seen whole, up to "
+                f"{MOST_SEEN:.3g}; give a larger model.glance_downsample than {self.glance_downsample}, or a coarser model.pixel_size"
             )
         things, scale = self._things(path, image), (grid.downsample_y, grid.downsample_x)
         targets = None if things is None else things.yx / scale

@@ -169,6 +169,13 @@ def turned_places(yx: NDArray[np.float64], height: int, width: int, turn: int) -
     return np.stack([y, x], axis=1)
 
 
+def unturned_places(yx: NDArray[np.float64], height: int, width: int, turn: int) -> NDArray[np.float64]:
+    """The inverse of `turned_places`: places (n, 2) in the turned array to those in the one of `height` x `width` pixels."""
+    shape = (width, height) if turn % 2 else (height, width)
+    mirrored = turned_places(yx, *shape, (4 - turn % 4) % 4)
+    return np.stack([mirrored[:, 0], width - mirrored[:, 1]], axis=1) if turn >= 4 else mirrored
+
+
 def judged_pieces(grounds: Sequence[Ground], *, side: int | None, most: int, seed: int) -> tuple[Piece, ...]:
     """What a model is judged on: all of the images in even parts or, where those are too many, a draw of them.
 

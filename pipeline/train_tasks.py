@@ -6,40 +6,39 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from patchdrive.models.answers import AnswerSpec
 from patchdrive.models.config import PatchDriveNetConfig
 from patchdrive.models.heads import Centre
 from patchdrive.models.model import PatchDrive, patchdrivenet
 from patchdrive.models.segmenter import IGNORED, Segmenter, SegmenterConfig, save_segmenter, segmentation_loss
 from patchdrive.models.step import LossWeights
-from patchdrive.models.types import ImageTraits, ModelSpec
 from patchdrive.models.weights import save_patchdrivenet
 from patchdrive.pipeline.metrics import Hits, class_metrics, hits_of, object_metrics, pixel_metrics
 from patchdrive.pipeline.train import DriveLearner, Learner, TrainingBatch, TrainSettings
 from patchdrive.pipeline.train_config import TrainConfig
+from patchdrive.pipeline.train_examples import ANSWER
+from patchdrive.pipeline.train_slides import Slide, SlideLearner
 
-ANSWER = "class"
-"""What the answer about an image is called."""
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
 _FAINT = 0.05
 """Objects from this probability on count for the average precision; nobody is told of them."""
 
 
-class Task(Protocol):
-    """A model, and what makes it better."""
+class Task(Protocol[Batch_contra]):
+    """A model, and what makes it better, on batches of one kind."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Learner[Batch_contra]:
         """For the loop."""
         ...
 
-    def judge(self, batch: TrainingBatch) -> Sequence[Any]:
+    def judge(self, batch: Batch_contra) -> Sequence[Any]:
         """What comes of each image of a batch, for `metrics`; no gradient, no draw."""
         ...
 
@@ -62,7 +61,7 @@ class Classify:
     """Of the training."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Learner[TrainingBatch]:
         """See `Task.learner`."""
         return DriveLearner(model=self.model, settings=self.settings)
 
@@ -82,6 +81,34 @@ class Classify:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassifySlides:
+    """As `Classify`, of images too large to hold."""
+
+    model: PatchDrive
+    """With that answer."""
+    settings: TrainSettings
+    """Of the training."""
+
+    @property
+    def learner(self) -> Learner[Sequence[Slide]]:
+        """See `Task.learner`."""
+        return SlideLearner(model=self.model, settings=self.settings)
+
+    def judge(self, batch: Sequence[Slide]) -> Sequence[tuple[NDArray[np.float32], int]]:
+        """See `Classify.judge`."""
+        with torch.inference_mode():
+            return [(slide.answered(self.model).values[ANSWER][0].cpu().numpy(), int(slide.wanted.answers[ANSWER])) for slide in batch]
+
+    def metrics(self, judged: Sequence[tuple[NDArray[np.float32], int]]) -> Mapping[str, float]:
+        """See `Classify.metrics`."""
+        return Classify(model=self.model, settings=self.settings).metrics(judged)
+
+    def save(self, path: Path) -> None:
+        """See `Task.save`."""
+        save_patchdrivenet(self.model, path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Detect:
     """Where objects are."""
 
@@ -93,7 +120,7 @@ class Detect:
     """Largest distance of what is found from what is there, pixels of the model."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Learner[TrainingBatch]:
         """See `Task.learner`."""
         return DriveLearner(model=self.model, settings=self.settings)
 
@@ -132,7 +159,7 @@ class Segment:
     """Of the training."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Learner[TrainingBatch]:
         """See `Task.learner`."""
         return DriveLearner(model=self.model, settings=self.settings)
 
@@ -161,7 +188,7 @@ class NamePixels:
     """That names them."""
 
     @property
-    def learner(self) -> Learner:
+    def learner(self) -> Learner[TrainingBatch]:
         """See `Task.learner`."""
         return self
 
@@ -213,83 +240,13 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Brightness:
-    """What pixels are like, in stored values."""
-
-    mean: tuple[float, ...]
-    """Per channel."""
-    std: tuple[float, ...]
-    """Per channel."""
-
-
-def model_config(
-    config: TrainConfig, traits: ImageTraits, classes: Sequence[str], seen: Brightness | None
-) -> PatchDriveNetConfig | SegmenterConfig:
-    """The config of the model that is to be trained.
-
-    Args:
-        config: what is asked for.
-        traits: of the images.
-        classes: of images or pixels.
-        seen: what they are like; None: not yet known, and the answer is good for its sizes only.
-
-    Raises:
-        ModelError: its fields contradict each other.
-    """
-    if config.model_name == "segmenter":
-        return _segmenter_config(config, traits, classes, seen)
-    usual = PatchDriveNetConfig.for_traits(traits)
-    finds = config.labels.targets[0] if len(config.labels.targets) == 1 else usual.target
-    given: dict[str, Any] = {
-        "answers": (AnswerSpec(name=ANSWER, classes=tuple(classes)),) if config.task == "classify" else (),
-        "segments": tuple(classes) if config.task == "segment" else (),
-        "target": finds if config.task == "detect" or config.labels.objects is not None else "",
-        "seed": config.seed,
-    }
-    if seen is not None:
-        scale = config.model.get("scale", usual.scale)
-        given["mean"] = scale * sum(seen.mean) / len(seen.mean)
-        given["std"] = scale * (sum(value**2 for value in seen.std) / len(seen.std)) ** 0.5
-    return dataclasses.replace(usual, **{**given, **_own(config)})
-
-
-def _segmenter_config(config: TrainConfig, traits: ImageTraits, classes: Sequence[str], seen: Brightness | None) -> SegmenterConfig:
-    scale = 1 / traits.value_range
-    held = seen or Brightness(mean=(0.0,) * len(traits.channels), std=(1.0,) * len(traits.channels))
-    given: dict[str, Any] = {
-        "channels": len(traits.channels),
-        "classes": tuple(classes),
-        "scale": scale,
-        "mean": tuple(value * scale for value in held.mean),
-        "std": tuple(value * scale for value in held.std),
-        "fill": traits.value_range if traits.kind == "slide" else 0.0,
-    }
-    return SegmenterConfig(**{**given, **_own(config)})
-
-
-def _own(config: TrainConfig) -> dict[str, Any]:
-    """What the config says of the model."""
-    return {name: value for name, value in config.model.items() if name != "name"}
-
-
-def measures_brightness(config: TrainConfig, traits: ImageTraits) -> bool:
-    """Whether mean and standard deviation are measured: for a driving model neither of bytes nor where somebody says them."""
-    return config.model_name == "segmenter" or (traits.dtype != "uint8" and not {"mean", "std"} & config.model.keys())
-
-
-def pixel_spec(held: PatchDriveNetConfig | SegmenterConfig) -> ModelSpec:
-    """Of the pixels that a model of this config eats."""
-    return held.spec if isinstance(held, SegmenterConfig) else held.encoder_spec
-
-
-def make_task(config: TrainConfig, held: PatchDriveNetConfig | SegmenterConfig, device: torch.device) -> Task:
-    """The task of a config, its model untrained and on `device`."""
+def make_task(config: TrainConfig, held: PatchDriveNetConfig | SegmenterConfig, device: torch.device, *, slides: bool) -> Task[Any]:
+    """The task of a config, its model untrained and on `device`; of `slides` where images are too large to hold."""
     if isinstance(held, SegmenterConfig):
         return NamePixels(model=Segmenter(held, seed=config.seed).to(device))
     model, settings = patchdrivenet(held).to(device), train_settings(config)
     if config.task == "classify":
-        return Classify(model=model, settings=settings)
+        return ClassifySlides(model=model, settings=settings) if slides else Classify(model=model, settings=settings)
     if config.task == "segment":
         return Segment(model=model, settings=settings)
     near = config.validation.near or held.patch_size / 4

@@ -282,6 +282,21 @@ def test_training_ends_when_it_gets_no_better(classified, tmp_path):
     assert watcher.seen == outcome.steps == 3
 
 
+def test_images_too_large_to_hold_are_driven(classified, tmp_path, monkeypatch):
+    """The same command, each patch read where the model drives; and stopped, it goes on to the same weights."""
+    monkeypatch.setattr("patchdrive.pipeline.train_setup.MOST_WHOLE", 1000)
+    texts = [CLASSIFY.replace('"out"', f'"{tmp_path / name}"').replace("steps = 8", "steps = 3") for name in ("one", "other")]
+    one, other = (read_config(write_config(classified, text)) for text in texts)
+    outcome, _, _ = go(one)
+    assert outcome.metrics["accuracy"].value > 0
+    assert go(other, 2)[0].status == "partial"
+    assert go(other)[0].status == "done"
+    assert (tmp_path / "one" / "weights.safetensors").read_bytes() == (tmp_path / "other" / "weights.safetensors").read_bytes()
+    monkeypatch.setattr("patchdrive.pipeline.train_examples.MOST_SEEN", 200)
+    with pytest.raises(SettingsError, match=r"has 256 pixels of the model's glance, .* larger model.glance_downsample than 4"):
+        go(read_config(write_config(classified, texts[0].replace("one", "two"))))
+
+
 @pytest.mark.slow  # 20 s
 def test_learns_classes_and_runs(tmp_path, capsys):
     squares(tmp_path, count=32)

@@ -18,7 +18,7 @@ from patchdrive.pipeline.plan import Layout, Saliency, feature_blocks, plan_grid
 from patchdrive.pipeline.reads import read_frame
 from patchdrive.pipeline.timings import Timings
 from patchdrive.pipeline.train import TrainingBatch
-from patchdrive.pipeline.train_batches import Loader, ahead, measure
+from patchdrive.pipeline.train_batches import Loader, Palette, ahead, measure
 from patchdrive.pipeline.train_examples import Example
 from patchdrive.pipeline.train_masks import PolygonLabels
 from patchdrive.pipeline.train_pieces import Change, Ground, Piece
@@ -99,7 +99,7 @@ def test_pixels_targets_and_masks_are_changed_alike(turn):
     image = MemoryImage([pixels])
     square = PolygonLabels(polygons=(shapely.box(75, 60, 76, 61),), classes=(1,), rest=0)
     held = example(image, targets=[(60.5, 75.5), (5.0, 5.0)], sizes=[(10, 20), (1, 1)], pixels=square, label=3)
-    loader = Loader(examples=(held,), spec=SPEC, value_range=255, shelf=Shelf(lambda _: image))
+    loader = Loader(examples=(held,), palette=Palette(spec=SPEC, value_range=255), shelf=Shelf(lambda _: image))
     piece = Piece(example=0, window=Window(y=40, x=50, height=64, width=80), change=Change(turn=turn))
     batch = loader.load((piece, piece))
     assert {name: answer.tolist() for name, answer in batch.wanted.answers.items()} == {"class": [3, 3]}
@@ -119,7 +119,7 @@ def test_pieces_of_different_size_are_filled_up():
     image = placed()
     square = PolygonLabels(polygons=(shapely.box(0, 0, 9, 9),), classes=(1,), rest=0)
     held = example(image, pixels=square)
-    loader = Loader(examples=(held,), spec=SPEC, value_range=255, shelf=Shelf(lambda _: image))
+    loader = Loader(examples=(held,), palette=Palette(spec=SPEC, value_range=255), shelf=Shelf(lambda _: image))
     pieces = [Piece(example=0, window=Window(y=0, x=0, height=height, width=width)) for height, width in ((20, 30), (40, 10))]
     batch = loader.load(pieces)
     assert batch.pixels.shape == (2, 3, 40, 30)
@@ -135,7 +135,7 @@ def test_colours_change_in_units_of_the_model_and_stay_in_range():
     pixels = np.full((40, 40, 3), (100, 250, 0), np.uint8)
     pixels[:, 20:] = 13
     image = MemoryImage([pixels], nodata=13)
-    loader = Loader(examples=(example(image),), spec=SPEC, value_range=255, shelf=Shelf(lambda _: image))
+    loader = Loader(examples=(example(image),), palette=Palette(spec=SPEC, value_range=255), shelf=Shelf(lambda _: image))
     window = Window(y=0, x=0, height=40, width=40)
     batch = loader.load((Piece(example=0, window=window, change=Change(shift=(0.1, 0.2, -0.1), contrast=1.2)),))
     mean, std = 0.5 * 255, 0.25 * 255
