@@ -178,8 +178,11 @@ class PatchDrive(nn.Module):
 
     def look(self, image: Tensor) -> Glance:
         """The glance of images [B, C, H, W] in memory: area means, beyond the border the fill, as the pipeline reads a slide."""
+        return self.look_small(coarsen(image, self.config.glance_downsample))
+
+    def look_small(self, small: Tensor) -> Glance:
+        """The glance of images [B, C, h, w] of stored values that have its pixel size already."""
         spec = self.glance.spec
-        small = coarsen(image, self.config.glance_downsample)
         below, beside = (-side % STRIDE + HALO for side in small.shape[2:])
         padded = functional.pad(small, (HALO, beside, HALO, below), value=spec.fill)
         maps = self.glance(spec.normalise(padded.permute(0, 2, 3, 1)))
@@ -225,10 +228,22 @@ class PatchDrive(nn.Module):
             constant_memory: keep nothing of a chunk for its gradient but where its patches are: it is cut and encoded once more for it
                 (Chen et al. 2016). The same gradient, one chunk's memory, one forward pass more.
         """
+        spec = self.encoder.spec
+        return self.tokens(selection, lambda slots: crop(image, selection, slots, grid, spec), chunk=chunk, constant_memory=constant_memory)
+
+    def tokens(self, selection: Selection, cut: Callable[[Tensor], Tensor], *, chunk: int = 256, constant_memory: bool = False) -> Tokens:
+        """Encode the patches of a Selection; empty slots are zeros and cost nothing.
+
+        Args:
+            selection: which patches.
+            cut: stored values [n, C, p, p] of the slots [n, 2], image and place, that it is given.
+            chunk: as in `read`.
+            constant_memory: as in `read`.
+        """
         x = selection.side.new_zeros(*selection.valid.shape, self.config.width)
 
         def encoded(slots: Tensor) -> Tensor:
-            return self.encode(crop(image, selection, slots, grid, self.encoder.spec))
+            return self.encode(cut(slots))
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and selection.grad):
             keep = not (constant_memory and torch.is_grad_enabled())

@@ -26,7 +26,7 @@ from patchdrive.models.losses import (
     size_loss,
 )
 from patchdrive.models.model import PatchDrive
-from patchdrive.models.search import Placing, Sampling
+from patchdrive.models.search import Gathered, Placing, Sampling
 from patchdrive.models.types import Glance, Tokens
 from patchdrive.readers.errors import ModelError
 from patchdrive.readers.geometry import Level
@@ -103,10 +103,29 @@ def step_losses(
     Raises:
         ModelError: what is known names an answer or a head that the model does not have.
     """
-    _check(model, wanted)
     grid, cells = model.frames(image)
     glance = model.look(image)
     gathered = model.gather(image, glance, cells, grid, sampling=sampling, chunk=chunk, constant_memory=constant_memory)
+    return gathered_losses(model, glance, gathered, cells, wanted=wanted, sampling=sampling)
+
+
+def gathered_losses(
+    model: PatchDrive, glance: Glance, gathered: Gathered, cells: Level, *, wanted: Wanted, sampling: Sampling
+) -> dict[str, Tensor]:
+    """As `step_losses`, of patches that were read from wherever the images are.
+
+    Args:
+        model: in training.
+        glance: what was seen of the images.
+        gathered: what its driver gathered of them.
+        cells: the glance's grid.
+        wanted: what its answers should be.
+        sampling: how patches were drawn.
+
+    Raises:
+        ModelError: as there.
+    """
+    _check(model, wanted)
     tokens = gathered.tokens
     mixed: Tokens = model.mixer(_dropped(tokens, sampling))
     said = model.answer(glance, mixed, cells, frame=_frame(cells, sampling.generator))

@@ -36,6 +36,8 @@ from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.shard import WHOLE, Shard
 from patchdrive.pipeline.signals import TRY_AGAIN, Signals
+from patchdrive.pipeline.train_config import read_config
+from patchdrive.pipeline.train_job import train_from
 from patchdrive.pipeline.verify import Means, verify
 from patchdrive.readers import open_image
 from patchdrive.readers.errors import (
@@ -138,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(verifies)
     verifies.set_defaults(command=_verify)
 
+    trains = commands.add_parser("train", help="train a model from images and labels, as a config file says", formatter_class=_Defaults)
+    trains.add_argument("config", type=Path, help="TOML file: task, sources, labels, and what is not to be as usual")
+    trains.add_argument("--overwrite", action="store_true", help="start anew where `out` holds another training, or a finished one")
+    trains.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    trains.set_defaults(command=_train)
+
     demos = commands.add_parser("demo", help="make a slide and a scene, train, run, and show what was found", formatter_class=_Defaults)
     demos.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything it makes")
     demos.set_defaults(command=lambda options: demo(options.out))
@@ -228,8 +236,8 @@ def _device_memory(text: str) -> float:
 class _Bar:
     """The Watcher of the command line: a bar on a terminal, and the wish to stop."""
 
-    def __init__(self, name: str, stop: Event) -> None:
-        self._bar = tqdm(desc=name, unit="patch", disable=None, file=sys.stderr)
+    def __init__(self, name: str, stop: Event, *, unit: str = "patch") -> None:
+        self._bar = tqdm(desc=name, unit=unit, disable=None, file=sys.stderr)
         self._stop = stop
 
     def began(self, rows: int, left: int) -> None:
@@ -370,6 +378,22 @@ def _export(options: argparse.Namespace) -> int:
 def _export_model(options: argparse.Namespace) -> int:
     print(export_model(_pinned(options.model), options.out), flush=True)
     return DONE
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = read_config(options.config)
+
+    def say(text: str) -> None:
+        tqdm.write(text, file=sys.stderr)  # above the bar
+
+    with closing(Signals(say, hand="the step in hand")) as stop, closing(_Bar(options.config.stem, stop.asked, unit="step")) as bar:
+        try:
+            outcome = train_from(config, say=say, watcher=bar, overwrite=options.overwrite)
+        except StoreInUseError as error:
+            say(f"patchdrive: {error}")
+            return TRY_AGAIN
+    print(json.dumps(outcome.to_dict()) if options.json else outcome, flush=True)
+    return DONE if outcome.status == "done" else TRY_AGAIN
 
 
 def _verify(options: argparse.Namespace) -> int:

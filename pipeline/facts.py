@@ -56,17 +56,18 @@ def check_facts(journal: Journal, facts: Mapping[str, Any]) -> None:
         done_path(path).unlink(missing_ok=True)  # of a store that is no longer there
         journal.write("run.json", dict(facts))
         return
-    differing = _differences(known, json.loads(json.dumps(facts)))
+    differing = differences(known, json.loads(json.dumps(facts)))
     if differing:
         raise StoreError(f"{path} holds another run: {'; '.join(differing)}. Write elsewhere with -o, or start anew with --overwrite.")
 
 
-def _differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+def differences(known: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+    """What of plain JSON is not as it was: `name was one, now other`."""
     found: list[str] = []
     for key in sorted(known.keys() | asked.keys()):
         one, other = known.get(key), asked.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{prefix}{key}.")
+            found += differences(one, other, f"{prefix}{key}.")
         elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
             found.append(f"{prefix}{key} was {_short(one)}, now {_short(other)}")
     return found

@@ -17,18 +17,19 @@ _ECHO = 0.5
 
 
 class Signals:
-    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: the block in hand is finished, then no more; the second time
-    the process ends at once, which costs the block in hand and nothing else.
+    """Hears SIGTERM, SIGUSR1 and Ctrl-C for as long as a command runs: what is in hand is finished, then no more; the second time
+    the process ends at once, which costs that and nothing else.
 
     A thread of its own listens: handlers in Python run in the main thread, which may be waiting for a model that does not answer.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, hand: str = "the block in hand") -> None:
         """
         Args:
             say: tells people a line.
+            hand: what is finished first.
         """
-        self._say = say
+        self._say, self._hand = say, hand
         self.asked = Event()
         """Set by the first signal."""
         self._ear, self._wire = socket.socketpair()
@@ -47,7 +48,7 @@ class Signals:
                 os._exit(TRY_AGAIN)
             heard = time.monotonic()
             self.asked.set()
-            self._say("patchdrive: finishing the block in hand; the same command goes on from there (once more to stop at once)")
+            self._say(f"patchdrive: finishing {self._hand}; the same command goes on from there (once more to stop at once)")
 
     def close(self) -> None:
         """What signals did before, they do again."""

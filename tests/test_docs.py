@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -29,6 +30,7 @@ from patchdrive.pipeline.info import describe
 from patchdrive.pipeline.outlook import outlook
 from patchdrive.pipeline.run_report import RunReport
 from patchdrive.pipeline.settings import RunSettings
+from patchdrive.pipeline.train_config import AIMS, TERMS, Augment, Course, Labels, Pieces, Sources, TrainConfig, Validation, read_config
 from patchdrive.readers import open_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,6 +258,24 @@ def test_every_json_key_is_explained(inputs):
     assert not missing("command-line.md", [field.name for field in dataclasses.fields(RunReport)])
     image = open_image(inputs / "slide.svs")
     assert not missing("command-line.md", list(outlook(image, load_model("descriptor", traits_of(image)), RunSettings(), picture=None)))
+
+
+def test_training_configs_parse(tmp_path):
+    configs = [fence.text for fence in fences(ROOT / "docs" / "train.md") if fence.language == "toml"]
+    for text in configs:
+        (tmp_path / "train.toml").write_text(text)
+        assert read_config(tmp_path / "train.toml").out
+    assert {table["task"] for table in map(tomllib.loads, configs)} == set(AIMS)
+
+
+def test_every_field_of_a_training_config_is_explained():
+    tables = (TrainConfig, Sources, Labels, Pieces, Augment, Course, Validation)
+    assert not missing("train.md", [field.name for table in tables for field in dataclasses.fields(table) if field.name not in TABLES])
+    assert not missing("train.md", [*(name for aim in AIMS.values() for name in aim.metrics), *TERMS["patchdrivenet"]])
+
+
+TABLES = {"path", "sources", "labels", "model", "pieces", "augment", "training", "validation"}
+"""Fields that are tables, or no field of the file."""
 
 
 def test_every_setting_is_explained():
