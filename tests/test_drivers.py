@@ -47,6 +47,10 @@ SMALL = PatchDriveNetConfig(
 )
 
 
+EACH = [driver if driver in {"recurrent", "drill-down"} else pytest.param(driver, marks=pytest.mark.slow) for driver in DRIVERS]
+"""All drivers; in a hurry, those of several rounds."""
+
+
 def shaken(config: PatchDriveNetConfig = SMALL) -> PatchDrive:
     """A model none of whose weights is zero, so that every path counts."""
     model = patchdrivenet(config)
@@ -88,7 +92,7 @@ def level(height: int, width: int, downsample: float = 1.0) -> Level:
 
 
 class TestRoads:
-    @pytest.mark.parametrize("driver", DRIVERS)
+    @pytest.mark.parametrize("driver", EACH)
     def test_a_run_over_a_slide_is_forward(self, driver: str, tmp_path: Path) -> None:
         config = dataclasses.replace(SMALL, driver=driver, fill=0.0, per_step=64 if driver == "iterative" else 4)  # a round is 20 files
         model, pixels = shaken(config), picture(704, 512)
@@ -126,7 +130,7 @@ class TestRoads:
         assert np.nansum(result.attention) == pytest.approx(wanted.attended.attention.sum().item(), abs=1e-3)
         assert np.count_nonzero(~np.isnan(result.attention)) == int(wanted.attended.selection.valid.sum())
 
-    @pytest.mark.parametrize("driver", DRIVERS)
+    @pytest.mark.parametrize("driver", EACH)
     @torch.no_grad()
     def test_one_patch_at_a_time_is_all_at_once(self, driver: str) -> None:
         model, image = shaken(dataclasses.replace(SMALL, driver=driver)), picture(400, 300, batch=2)
@@ -388,7 +392,7 @@ class TestTraining:
                 (slope,) = torch.autograd.grad(drawn.weight[drawn.valid].square().sum(), model.glance.saliency.weight)
                 assert slope.abs().max() > 0
 
-    @pytest.mark.parametrize("driver", DRIVERS)
+    @pytest.mark.parametrize("driver", EACH)
     def test_constant_memory_gives_the_same_gradient(self, driver: str) -> None:
         image = picture(256, 320, batch=2)
         wanted = Wanted(answers={"class": torch.tensor([0, 1])}, mask=torch.zeros(2, 256, 320, dtype=torch.long))
@@ -406,7 +410,7 @@ class TestTraining:
             else:
                 torch.testing.assert_close(gradients[1][name], grad, atol=1e-6, rtol=1e-4)
 
-    @pytest.mark.parametrize("driver", DRIVERS)
+    @pytest.mark.parametrize("driver", EACH)
     def test_every_weight_of_a_driver_learns(self, driver: str) -> None:
         model = shaken(dataclasses.replace(SMALL, driver=driver)).train()
         places = [torch.tensor([[60.0, 80.0], [200.0, 130.0]])]

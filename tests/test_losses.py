@@ -141,6 +141,7 @@ class TestMultiInstance:
         padded = torch.cat([logits, torch.full((1, 2, 4), torch.nan)], dim=1)
         assert multi_instance_loss(padded, labels, torch.tensor([[True, True, True, False, False]])) == few
 
+    @pytest.mark.slow  # 10 s
     def test_labels_of_images_find_the_patch(self):
         """Which patch holds what is never said: the image's labels alone bring it out."""
         generator = torch.Generator().manual_seed(0)

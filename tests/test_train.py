@@ -52,7 +52,7 @@ def test_learns_to_find_dark_squares() -> None:
     assert found <= 1.2 * wanted
 
 
-@pytest.mark.parametrize("average", [None, 0.9])
+@pytest.mark.parametrize("average", [None, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_same_seed_same_weights(average: float | None) -> None:
     def trained(seed: int) -> str:
         model = patchdrivenet(CONFIG)
@@ -63,6 +63,7 @@ def test_same_seed_same_weights(average: float | None) -> None:
     assert trained(0) != trained(1)
 
 
+@pytest.mark.slow  # 10 s
 def test_average_is_between_start_and_end() -> None:
     start, plain, averaged = (patchdrivenet(CONFIG) for _ in range(3))
     train(plain, batches(), TrainSettings(steps=4, max_patches=4))
