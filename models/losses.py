@@ -27,19 +27,22 @@ class CentreTarget:
     offset: Tensor
     """[B, 2, gh, gw], cells, (y, x) from the cell's centre to the nearest target's."""
     near: Tensor
-    """[B, gh, gw] bool, cells whose nearest target lies within one cell of theirs: there the offset counts."""
+    """[B, gh, gw] bool, cells whose nearest target lies within one cell of theirs: there offset and size count."""
+    nearest: Tensor
+    """[B, gh, gw] int64, which of the image's targets is the nearest; 0 where there is none."""
 
 
 def centre_target(targets: Sequence[Tensor], cells: Level) -> CentreTarget:
     """Detection targets of a batch; `targets` are [n, 2] level-0 centres per image."""
     centres = cell_centres(cells, 0, cells.height * cells.width, targets[0].device)
     steps = centres.new_tensor([cells.downsample_y, cells.downsample_x])
-    heats, offsets, nears = [], [], []
+    heats, offsets, nears, which = [], [], [], []
     for yx in targets:
         if len(yx) == 0:
             heats.append(centres.new_zeros(len(centres)))
             offsets.append(torch.zeros_like(centres))
             nears.append(torch.zeros(len(centres), dtype=torch.bool, device=centres.device))
+            which.append(torch.zeros(len(centres), dtype=torch.int64, device=centres.device))
             continue
         apart = (yx[None] - centres[:, None]) / steps
         nearest = apart.square().sum(dim=2).argmin(dim=1)
@@ -50,11 +53,13 @@ def centre_target(targets: Sequence[Tensor], cells: Level) -> CentreTarget:
         heats.append(heat)
         offsets.append(offset)
         nears.append(offset.abs().amax(dim=1) <= 1.0)
+        which.append(nearest)
     shape = (len(targets), cells.height, cells.width)
     return CentreTarget(
         heat=torch.stack(heats).view(shape),
         offset=torch.stack(offsets).transpose(1, 2).reshape(shape[0], 2, *shape[1:]),
         near=torch.stack(nears).view(shape),
+        nearest=torch.stack(which).view(shape),
     )
 
 
@@ -104,14 +109,16 @@ def selection_loss(selection: Selection, *, reduction: Literal["mean", "sum"] = 
     return price.mean()
 
 
-def size_loss(size: Tensor, targets: Sequence[Tensor], sizes: Sequence[Tensor], cells: Level) -> Tensor:
-    """Mean L1 of log sizes [B, 2, gh, gw] (of cells) in the cells that hold a target's centre, against sizes [n, 2] in level-0 pixels."""
+def size_loss(size: Tensor, target: CentreTarget, sizes: Sequence[Tensor], cells: Level) -> Tensor:
+    """Mean L1 of log sizes [B, 2, gh, gw] (of cells) in the cells near a target, against its size: [n, 2] per image, level-0 pixels.
+
+    A peak of the map may lie beside the cell that holds a target's centre, so its neighbours know the size too, as they know the place.
+    """
     steps = size.new_tensor([cells.downsample_y, cells.downsample_x])
     wrong = [size.new_zeros(0)]
-    for said, yx, extent in zip(size, targets, sizes, strict=True):
-        home = (yx / steps).floor().long()
-        y, x = home[:, 0].clamp(0, cells.height - 1), home[:, 1].clamp(0, cells.width - 1)
-        wrong.append((said[:, y, x].T - (extent / steps).clamp_min(1e-3).log()).abs().flatten())
+    for said, near, nearest, extent in zip(size, target.near, target.nearest, sizes, strict=True):
+        if len(extent):
+            wrong.append((said[:, near].T - (extent / steps).clamp_min(1e-3).log()[nearest[near]]).abs().flatten())
     every = torch.cat(wrong)
     return every.sum() / max(1, len(every))
 

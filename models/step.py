@@ -140,7 +140,7 @@ def gathered_losses(
             losses["detection"] = centre_focal(said["detection"][:, 0], centres.heat)
             losses["offset"] = losses["offset"] + offset_loss(said["offset"], centres)
         if wanted.sizes is not None:
-            losses["size"] = size_loss(said["size"], wanted.targets, wanted.sizes, cells)
+            losses["size"] = size_loss(said["size"], centres, wanted.sizes, cells)
     else:
         losses["attention"] = attention_loss(tokens.selection, model.attention(glance, tokens, cells).detach())
     if wanted.answers:

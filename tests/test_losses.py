@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from patchdrive.models.losses import budget_loss, entropy_loss, multi_instance_loss, selection_loss
+from patchdrive.models.losses import budget_loss, centre_target, entropy_loss, multi_instance_loss, selection_loss, size_loss
 from patchdrive.models.types import Selection
+from patchdrive.readers.geometry import Level
 
 
 def chosen(weight, valid):
@@ -157,3 +158,25 @@ class TestMultiInstance:
             multi_instance_loss(linear(seen), labels, torch.ones(400, 6, dtype=torch.bool)).backward()
             optimiser.step()
         assert ((linear(seen) > 0) == patches).float().mean() > 0.99
+
+
+class TestSize:
+    def test_the_cells_near_a_target_say_its_size_and_no_others(self):
+        cells = Level(index=0, height=4, width=6, downsample_y=16.0, downsample_x=8.0, tile_height=4, tile_width=6)
+        targets = [torch.tensor([[24.0, 12.0], [40.0, 44.0]]), torch.zeros(0, 2)]  # in the middle of the cells 1, 1 and 2, 5
+        sizes = [torch.tensor([[32.0, 8.0], [16.0, 24.0]]), torch.zeros(0, 2)]
+        said = torch.full((2, 2, 4, 6), 100.0)
+        for (y, x), size in (((1, 1), (32 / 16, 8 / 8)), ((2, 5), (16 / 16, 24 / 8))):
+            said[0, :, y - 1 : y + 2, x - 1 : x + 2] = torch.tensor(size).log()[:, None, None]
+        target = centre_target(targets, cells)
+        assert size_loss(said, target, sizes, cells).item() == pytest.approx(0, abs=1e-6)
+        said[0, 0, 0, 0] += 1.5  # of 15 cells near a target, two sizes each
+        assert size_loss(said, target, sizes, cells).item() == pytest.approx(1.5 / 30)
+        said.requires_grad_()
+        size_loss(said, target, sizes, cells).backward()
+        assert said.grad[1].abs().max() == 0
+
+    def test_without_any_target_it_is_zero(self):
+        cells = Level(index=0, height=2, width=2, downsample_y=16.0, downsample_x=16.0, tile_height=2, tile_width=2)
+        none = [torch.zeros(0, 2)]
+        assert size_loss(torch.ones(1, 2, 2, 2), centre_target(none, cells), none, cells).item() == 0
