@@ -109,7 +109,7 @@ def make_canvases(scene: Scene, *, train: bool, data: Path = DATA) -> Canvases:
         train: those to learn from.
         data: the folder that holds `labelled/mnist`.
     """
-    stamps, classes = (_read_idx(data / "labelled" / "mnist" / f"{'train' if train else 't10k'}-{part}.gz") for part in _PARTS)
+    stamps, classes = read_stamps(data, train=train)
     stream = np.random.RandomState(int(train))
     count = scene.train if train else scene.test
     chosen = _choose(stream, classes, count)
@@ -120,7 +120,7 @@ def make_canvases(scene: Scene, *, train: bool, data: Path = DATA) -> Canvases:
     scribbled = (stream.rand(count, scene.scribbles) * scene.scribbles).astype(np.int64)
     return Canvases(
         side=scene.side,
-        stamps=_to_bytes(stamps.astype(np.float32) / np.float32(255)),
+        stamps=stamps,
         chosen=chosen,
         digits=classes[chosen].astype(np.int64),
         corners=corners,
@@ -131,6 +131,12 @@ def make_canvases(scene: Scene, *, train: bool, data: Path = DATA) -> Canvases:
 
 
 _PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+
+
+def read_stamps(data: Path, *, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """MNIST's digits [M, 28, 28], as the papers round them, and what they are [M]."""
+    stamps, classes = (_read_idx(data / "labelled" / "mnist" / f"{'train' if train else 't10k'}-{part}.gz") for part in _PARTS)
+    return _to_bytes(stamps.astype(np.float32) / np.float32(255)), classes
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
