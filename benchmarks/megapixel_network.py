@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from patchdrive.models.encoders import SmallCNN
 from patchdrive.models.fuse import CrossAttentionFuse, Frame
-from patchdrive.models.heads import Classify
 from patchdrive.models.types import ModelSpec, OutputSpec, Selection, Tokens
 
 SIZE = 32
@@ -57,7 +56,7 @@ class Network(nn.Module):
         self.frame = Frame(origin=(0.0, 0.0), extent=(float(side), float(side)))
         self.encoder = SmallCNN(SPEC, WIDTH, late=True, dropout=dropout)
         self.fuse = CrossAttentionFuse(WIDTH, 8, len(TASKS), octaves=8, lowest=0.5, gated=True, sloped=True)
-        self.heads = nn.ModuleDict({task: Classify(WIDTH, 10) for task in TASKS})
+        self.heads = nn.ModuleDict({task: nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)) for task in TASKS})
         self.evidence = nn.Linear(WIDTH, 10)
         nn.init.constant_(self.evidence.bias, SELDOM)
 

@@ -116,8 +116,8 @@ def write_slide(path: Path, slide: Slide, things: Things) -> None:
 
     def finest() -> Iterator[bytes]:
         for stripe in stripes(things, slide.side, tile):
+            pass_on(0, stripe)  # first: nobody asks for more than the last tile
             yield from encode(stripe)
-            pass_on(0, stripe)
 
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         for level in range(LEVELS):
