@@ -110,7 +110,7 @@ def write_slide(path: Path, slide: Slide, things: Things) -> None:
             kept[level] += encode(rows)
         if level + 1 < LEVELS:
             waiting[level + 1].append(halve(rows))
-            if len(waiting[level + 1]) == 2:  # noqa: PLR2004 - two halves
+            if len(waiting[level + 1]) == 2:
                 pass_on(level + 1, np.concatenate(waiting[level + 1]))
                 waiting[level + 1].clear()
 

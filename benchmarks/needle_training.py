@@ -49,7 +49,7 @@ def learn(course: Course, network: Network, *, seed: int) -> Network:
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     per_epoch = len(given.index) // recipe.batch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / (per_epoch * recipe.epochs)))
-    bank = np.ones(given.reads.yx.shape[:2], np.float32)
+    bank = _bank(network, course.seen)
     begin, step = time.perf_counter(), 0
     for epoch in range(recipe.epochs):
         network.train()
@@ -66,11 +66,21 @@ def learn(course: Course, network: Network, *, seed: int) -> Network:
             bank[images[:, None], drawn.slots] = torch.sigmoid(answers.evidence.detach()).amax(dim=2).numpy()
             keep = min(recipe.average, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(list(used.parameters()), list(network.parameters()), 1 - keep)  # noqa: SLF001
+                torch._foreach_lerp_(list(used.parameters()), list(network.parameters()), 1 - keep)
             total += loss.item()
             step += 1
         print(f"  epoch {epoch + 1}: loss {total / per_epoch:.3f}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     return used.eval()
+
+
+def _bank(network: Network, seen: Seen) -> NDArray[np.float32]:
+    """[N, K] how likely each candidate shows a digit, as the network has it before it learns: where digits are few, what is drawn by chance
+    misses them, and answers cannot be learned from images whose digits were not read.
+    """
+    bank = np.zeros(seen.reads.yx.shape[:2], np.float32)
+    for index, logits in enumerate(rank_all(network, seen, range(len(seen.reads)))):
+        bank[index, : len(logits)] = 1 / (1 + np.exp(-logits))
+    return bank
 
 
 def new_network(side: int, *, seed: int) -> Network:
@@ -164,7 +174,7 @@ def distil(lessons: Sequence[Lesson], *, epochs: int, seed: int, batch: int = 25
     torch.manual_seed(seed)
     saliency, used = Saliency(), Saliency()
     used.load_state_dict(saliency.state_dict())
-    few, many = np.flatnonzero(wanted > 0.5), np.flatnonzero(wanted <= 0.5)  # noqa: PLR2004 - more likely than not
+    few, many = np.flatnonzero(wanted > 0.5), np.flatnonzero(wanted <= 0.5)
     steps = epochs * ((1 + others) * len(few) // batch)
     optimiser = torch.optim.AdamW(saliency.parameters(), lr=2e-3, weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / steps))
@@ -184,7 +194,7 @@ def distil(lessons: Sequence[Lesson], *, epochs: int, seed: int, batch: int = 25
             schedule.step()
             with torch.no_grad():
                 keep = min(0.999, (1 + step) / (10 + step))
-                torch._foreach_lerp_(list(used.parameters()), list(saliency.parameters()), 1 - keep)  # noqa: SLF001
+                torch._foreach_lerp_(list(used.parameters()), list(saliency.parameters()), 1 - keep)
             total += loss.item()
             step += 1
         told = f"  saliency, epoch {epoch + 1}: loss {total / (len(rows) // batch):.4f}, {time.perf_counter() - begin:.0f} s"
@@ -197,7 +207,7 @@ def _shifted(pixels: Tensor, draw: np.random.Generator) -> Tensor:
     count = len(pixels)
     bent = torch.eye(2) + torch.from_numpy(draw.uniform(-0.08, 0.08, (count, 2, 2)).astype(np.float32))
     shift = torch.from_numpy(draw.uniform(-0.75, 0.75, (count, 2, 1)).astype(np.float32)) * (2 / WIDE)
-    whole = torch.from_numpy(draw.random(count) < 0.5)[:, None, None]  # half of them as sharp as they are  # noqa: PLR2004
+    whole = torch.from_numpy(draw.random(count) < 0.5)[:, None, None]  # half of them as sharp as they are
     theta = torch.cat([bent * (CELL / WIDE), shift], dim=2)
     plain = torch.cat([torch.eye(2) * (CELL / WIDE), torch.zeros(2, 1)], dim=1)
     grid = functional.affine_grid(torch.where(whole, plain, theta), [count, 1, CELL, CELL], align_corners=False)
