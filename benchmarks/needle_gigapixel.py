@@ -1,7 +1,9 @@
 """Needles in gigapixels through the pipeline: what the drive finds and reads, how long, in how much memory, against a scan of everything.
 
-Each run is a process of its own; its peak is the kernel's own (VmHWM). What was read is counted in three ways: pixels asked for (both looks
-at the 32x level and every patch), pixels decoded (whole tiles, each once), and bytes of the file (those tiles, compressed).
+Each run is a process of its own; its peak is the kernel's own (VmHWM). Its malloc gives arrays of a megabyte and more back to the system
+once they are freed (MALLOC_MMAP_THRESHOLD_): by default glibc keeps up to 32 MiB of what each was, and peaks differ from run to run.
+What was read is counted in three ways: pixels asked for (both looks at the 32x level, the run's own and the drive's, and every patch),
+pixels decoded (whole tiles, each once), and bytes of the file (those tiles, compressed).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from numpy.typing import NDArray
 from patchdrive.pipeline import RunSettings, open_result, run
 from patchdrive.readers import open_image
 
+MEMORY = 512 * 2**20
+"""Budget of a run, beyond what is imported."""
 FIRST = (20, 40, 100)
 """Objects, surest first."""
 READS = (20, 50, 100, 200, 500, 1000, 2000, 4000, 8000, 20_000)
@@ -41,7 +45,7 @@ def write(slide: Slide, path: Path) -> dict[str, Any]:
     held = path.with_suffix(".json")
     if not held.exists():
         begin = time.perf_counter()
-        subprocess.run([sys.executable, WRITER, str(path), "--side", str(slide.side), "--tile", str(slide.tile)], check=True)
+        subprocess.run([sys.executable, WRITER, str(path), "--side", str(slide.side), "--seed", str(slide.seed)], check=True)
         held.write_text(json.dumps({"seconds": time.perf_counter() - begin, "bytes": path.stat().st_size}))
     written: dict[str, Any] = json.loads(held.read_text())
     return written
@@ -50,7 +54,7 @@ def write(slide: Slide, path: Path) -> dict[str, Any]:
 def measure(job: str, image: Path, weights: Path, store: Path, *, reads: int = MOST) -> dict[str, Any]:
     """Run a job, `drive` or `scan`, in a fresh process."""
     command = [sys.executable, __file__, job, str(image), str(weights), str(store), "--reads", str(reads)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)})
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -60,7 +64,7 @@ def measure_here(job: str, image: Path, weights: Path, store: Path, reads: int) 
     torch.set_num_threads(1)
     model = load_drive(weights).with_max_patches(reads) if job == "drive" else load_scan(weights)
     imported = peak_here()
-    settings = RunSettings(saliency="needle_model:everywhere", device="cpu", batch_size=64)
+    settings = RunSettings(saliency="needle_model:everywhere", device="cpu", batch_size=64, memory=MEMORY)
     begin = time.perf_counter()
     report = run(open_image(image), model, store, settings=settings, overwrite=True)
     return {
@@ -74,7 +78,7 @@ def measure_here(job: str, image: Path, weights: Path, store: Path, reads: int) 
 
 
 def peak_here() -> int:
-    """Most that this process has held, bytes: VmHWM. ru_maxrss begins with what the process that started it held (Linux keeps it over exec)."""
+    """Most that this process has held, bytes. Not ru_maxrss: Linux lets it begin with what the process that started this one held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -142,16 +146,21 @@ def frontier(slide: Slide, things: Things, store: Path) -> list[dict[str, Any]]:
     corners = np.round(place[logit.argsort(descending=True, stable=True)].numpy() - SIZE / 2).astype(np.int64)
     total = slide.side**2
     cells = len(first) * SIZE**2 / total
+    first_look = 1 / GLANCE**2  # of the run itself, at 32x
     rows = []
     for count in READS:
         cost = min(count, len(corners)) * SIZE**2 / total
-        shares = {"4x": 1 / STEP**2 + cost, "16x": 1 / 16**2 + cells + cost, "32x": 1 / 32**2 + cells + cost}
+        shares = {
+            "4x": first_look + 1 / STEP**2 + cost,
+            "16x": first_look + 1 / 16**2 + cells + cost,
+            "32x": first_look + 1 / GLANCE**2 + cells + cost,
+        }
         rows.append({"reads": min(count, len(corners)), "recall": inside(corners[:count], things.needles), "pixels_share": shares})
     rows.append(
         {
             "reads": len(corners),
             "recall": inside(corners, things.needles),
-            "pixels_share": {"16x, no 4x": 1 / 16**2 + len(corners) * SIZE**2 / total},
+            "pixels_share": {"16x, no 4x": first_look + 1 / 16**2 + len(corners) * SIZE**2 / total},
         }
     )
     return rows
@@ -170,38 +179,39 @@ def scan_found(things: Things, store: Path) -> dict[str, float]:
     return {f"first {count}": float(held[:count].any(axis=0).mean()) for count in FIRST}
 
 
-def gigapixel(sides: Sequence[int], scanned: Sequence[int], weights: Path, work: Path, *, data: Path, reads: int) -> dict[str, Any]:
-    """All sizes driven, some of them scanned too."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+def gigapixel(
+    sides: Sequence[int], scanned: Sequence[int], weights: Path, work: Path, *, data: Path, reads: int, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """All sizes driven, the largest once for each seed; some of them scanned too."""
     found: dict[str, Any] = {}
-    for side in sides:
-        slide = Slide(side=side)
-        things, image, store = scatter(slide, data=data), work / f"haystack-{side}-{slide.tile}.tif", work / f"{side}.zarr"
-        one: dict[str, Any] = {"side": side, "distractors": slide.distractors, "needles": NEEDLES, "written": write(slide, image)}
-        most = min(reads, max(100, round(reads * (side / Slide().side) ** 2)))
+    slides = [Slide(side=side, seed=seed) for side in sides for seed in (seeds if side == max(sides) else seeds[:1])]
+    for slide in slides:
+        side, name = slide.side, f"{slide.side}-{slide.seed}"
+        things, image, store = scatter(slide, data=data), work / f"haystack-{name}.tif", work / f"{name}.zarr"
+        one: dict[str, Any] = {
+            "side": side, "seed": slide.seed, "distractors": slide.distractors, "needles": NEEDLES, "written": write(slide, image)
+        }  # fmt: skip
+        most = max(100, round(reads * (side / Slide().side) ** 2))
         one["drive"] = measure("drive", image, weights, store, reads=most)
         one["drive"] |= {"read": what_was_read(slide, image, store), "recall": what_was_found(things, store)}
         one["frontier"] = frontier(slide, things, store)
-        if side in scanned:
+        told = {key: one["drive"][key] for key in ("seconds", "peak", "recall", "read")}
+        print(f"  {name}: {json.dumps(told)}", file=sys.stderr, flush=True)
+        if side in scanned and slide.seed == seeds[0]:
             one["scan"] = measure("scan", image, weights, store)
             one["scan"]["recall"] = scan_found(things, store)
-        for leftover in work.glob(f"{side}.*"):
+            print(f"  {name}, scanned: {json.dumps(one['scan'])}", file=sys.stderr, flush=True)
+        for leftover in work.glob(f"{name}.*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        found[str(side)] = one
-        print(
-            f"  {side}: {json.dumps({name: one['drive'][name] for name in ('seconds', 'peak', 'recall', 'read')})}",
-            file=sys.stderr,
-            flush=True,
-        )
-        if "scan" in one:
-            print(f"  {side}, scanned: {json.dumps(one['scan'])}", file=sys.stderr, flush=True)
+        found[name] = one
     return found
 
 
 def growth(found: Mapping[str, Any]) -> float:
-    """Peak of the drive at the largest size over that at the smallest."""
-    peaks = [one["drive"]["peak"] for one in found.values()]
-    return float(peaks[-1] / peaks[0])
+    """Highest peak of the drive at the largest size over that at the smallest."""
+    sides = {one["side"] for one in found.values()}
+    least, most = (max(one["drive"]["peak"] for one in found.values() if one["side"] == side) for side in (min(sides), max(sides)))
+    return float(most / least)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ APART = 14.0
 """Candidates nearer than this, level-0 pixels, are one."""
 NOTHING = -100.0
 """Logit of a candidate that is not there."""
-MOST = 4000
+MOST = 2000
 """Full-resolution reads of a slide, unless said otherwise."""
 COLUMNS = tuple(f"{what}{index}" for index in range(BLOBS) for what in ("logit", "y", "x"))
 
@@ -50,8 +50,9 @@ def everywhere(_pixels: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.flo
 
 
 class Ink(nn.Module):
-    """The glance, a PatchModel: peaks of ink, the highest of their 3x3 pixels. A cell is 2x2 pixels; `score` is the ink of the peak in it, or
-    0, and `features` says in which of the four pixels it lies, row by row.
+    """The glance, a PatchModel: peaks of ink, the highest of their 3x3 pixels.
+
+    A cell is 2x2 pixels; `score` is the ink of the peak in it, or 0, and `features` says in which of the four it lies, row by row.
     """
 
     def __init__(self) -> None:

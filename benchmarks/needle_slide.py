@@ -140,9 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=_SIDE)
-    parser.add_argument("--tile", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    slide = Slide(side=given.side, tile=given.tile)
+    slide = Slide(side=given.side, seed=given.seed)
     write_slide(given.out, slide, scatter(slide))
 
 
