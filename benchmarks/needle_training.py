@@ -48,7 +48,7 @@ def learn(course: Course, network: Network, *, seed: int) -> Network:
     used.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay, fused=True)
     per_epoch = len(given.index) // recipe.batch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / (per_epoch * recipe.epochs)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step / (per_epoch * recipe.epochs)))
     bank = _bank(network, course.seen)
     begin, step = time.perf_counter(), 0
     for epoch in range(recipe.epochs):
@@ -91,7 +91,7 @@ def new_network(side: int, *, seed: int) -> Network:
     return network
 
 
-def _schedule(done: float) -> float:
+def schedule(done: float) -> float:
     """Share of the learning rate after this share of the steps: a twentieth up, then a cosine down."""
     return min(done / 0.05 + 0.01, 1.0) if done < 0.05 else (1 + math.cos(math.pi * (done - 0.05) / 0.95)) / 2 + 1e-3
 
@@ -156,13 +156,13 @@ class Lesson:
     """[n] probabilities."""
 
     @classmethod
-    def of(cls, network: Network, seen: Seen) -> Lesson:
-        """Every candidate of every image."""
-        images = range(len(seen.reads))
+    def of(cls, network: Network, seen: Seen, *, most: int | None = None) -> Lesson:
+        """Every candidate of every image, or of the first `most`."""
+        images = range(len(seen.reads))[:most]
         marks = [1 / (1 + np.exp(-logits)) for logits in rank_all(network, seen, images)]
         small = np.concatenate([seen.small[index, : len(mark)] for index, mark in zip(images, marks, strict=True)])
         wanted = np.concatenate(marks).astype(np.float32)
-        print(f"  the network takes {wanted.sum() / len(seen.reads):.2f} of an image's candidates for digits", file=sys.stderr, flush=True)
+        print(f"  the network takes {wanted.sum() / len(images):.2f} of an image's candidates for digits", file=sys.stderr, flush=True)
         return cls(small=small, wanted=wanted)
 
 
@@ -177,7 +177,7 @@ def distil(lessons: Sequence[Lesson], *, epochs: int, seed: int, batch: int = 25
     few, many = np.flatnonzero(wanted > 0.5), np.flatnonzero(wanted <= 0.5)
     steps = epochs * ((1 + others) * len(few) // batch)
     optimiser = torch.optim.AdamW(saliency.parameters(), lr=2e-3, weight_decay=0.02, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _schedule(step / steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step / steps))
     saliency.train()
     begin, step = time.perf_counter(), 0
     for epoch in range(epochs):

@@ -26,7 +26,7 @@ def benchmark_modules() -> Iterator[None]:
 def canvases(benchmark_modules, real_file: Callable[[str], Path]):
     from needle_canvas import Haystack, make_haystacks  # noqa: PLC0415
 
-    return make_haystacks(Haystack(images=20), data=real_file(SCENE_FILE).parents[2])
+    return make_haystacks(Haystack(images=12), data=real_file(SCENE_FILE).parents[2])
 
 
 def test_a_distractor_is_its_digit_turned_band_by_band(canvases):
@@ -54,9 +54,9 @@ def test_all_digits_are_candidates_and_complexity_ranks_them_by_chance(canvases)
     from needle_reads import looked  # noqa: PLC0415
 
     peaks = [peak.yx for _, _, peak in looked(canvases)]
-    assert recall(canvases, peaks, 32) >= 0.99
+    assert recall(canvases, peaks, 32) >= 0.98
     best = recall(canvases, [yx[:50] for yx in peaks], 32)
-    assert best == pytest.approx(50 / 205, abs=3 * (0.244 * 0.756 / 100) ** 0.5)
+    assert best == pytest.approx(50 / 205, abs=3 * (0.244 * 0.756 / 60) ** 0.5)
 
 
 def test_a_pyramid_pixel_is_the_rounded_mean_of_four(benchmark_modules):
