@@ -166,40 +166,35 @@ def main() -> int:
     learn, path = read_plots(LEARN), given.work / "scene.tif"
     scene = compose(read_plots(JUDGE), seed=_SEED)
     write_scene(path, scene)
-    runs, trained, in_world = [], [], []
-    for seed in range(1 if given.quick else given.seeds):
-        driven, tiled = (train_crowns(learn, driver=driver, glance=given.glance, steps=steps, seed=seed) for driver in ("saliency", "grid"))
-        print(f"  trained in {driven.seconds:.0f} and {tiled.seconds:.0f} s: {driven.losses}", file=sys.stderr, flush=True)
-        readings = carry_out(path, driven.model, tiled.model, given.work, seed=seed)
-        runs.append({name: [measure(one, scene) for one in many] for name, many in readings.items()})
-        in_world.append(check_world(given.work / "learned-saliency.zarr", readings[LEARNED][-1], scene))
-        trained.append({"driven": _training(driven), "tiled": _training(tiled)})
-        if seed == 0:
-            draw(given.work / "crowns.png", scene, {name: readings[name][index] for name, index in ((LEARNED, 2), (TILED, 0))}, side=PATCH)
-    show(runs)
-    out = (
-        Path(__file__).parent
-        / "results"
-        / ("trees" + f"-glance-{given.glance}" * (given.glance != GLANCE) + "-quick" * given.quick + ".json")
-    )
-    out.parent.mkdir(exist_ok=True)
     about = {"cores": len(os.sched_getaffinity(0)), "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
-    told = {
+    told: dict[str, Any] = {
         "machine": about,
         "training_plots": [plot.name for plot in learn],
         "training_crowns": sum(len(plot.boxes) for plot in learn),
         "plots": {name: len(boxes) for name, boxes in zip(scene.names, scene.boxes, strict=True)},
-        "training": trained,
         "steps": steps,
         "patch": PATCH,
         "glance_downsample": given.glance,
         "seen_small": 1 / given.glance**2,
         "scene": {"side": SIDE, "metres_per_pixel": GSD, "epsg": EPSG, "dense_patches": DENSE},
-        "average_precision_in_metres": in_world,
-        "runs": runs,
-        "seconds": time.perf_counter() - begin,
+        "training": [],
+        "average_precision_in_metres": [],
+        "runs": [],
     }
-    out.write_text(json.dumps(told, indent=1))
+    coarser = f"-glance-{given.glance}" if given.glance != GLANCE else ""
+    out = Path(__file__).parent / "results" / f"trees{coarser}{'-quick' * given.quick}.json"
+    out.parent.mkdir(exist_ok=True)
+    for seed in range(1 if given.quick else given.seeds):
+        driven, tiled = (train_crowns(learn, driver=driver, glance=given.glance, steps=steps, seed=seed) for driver in ("saliency", "grid"))
+        print(f"  trained in {driven.seconds:.0f} and {tiled.seconds:.0f} s", file=sys.stderr, flush=True)
+        readings = carry_out(path, driven.model, tiled.model, given.work, seed=seed)
+        told["training"].append({"driven": _training(driven), "tiled": _training(tiled)})
+        told["runs"].append({name: [measure(one, scene) for one in many] for name, many in readings.items()})
+        told["average_precision_in_metres"].append(check_world(given.work / "learned-saliency.zarr", readings[LEARNED][-1], scene))
+        out.write_text(json.dumps({**told, "seconds": time.perf_counter() - begin}, indent=1))  # a seed takes minutes
+        if seed == 0:
+            draw(given.work / "crowns.png", scene, {name: readings[name][index] for name, index in ((LEARNED, 2), (TILED, 0))}, side=PATCH)
+    show(told["runs"])
     return 0
 
 
