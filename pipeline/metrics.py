@@ -135,9 +135,11 @@ class Hits:
     """(n,) True where one is a target that no better one is."""
     targets: int
     """There are."""
+    read: int
+    """Of them, those that lie in a patch that was read."""
 
 
-def hits_of(found: NDArray[np.float64], scores: NDArray[np.float64], targets: NDArray[np.float64], near: float) -> Hits:
+def hits_of(found: NDArray[np.float64], scores: NDArray[np.float64], targets: NDArray[np.float64], *, near: float, read: int = 0) -> Hits:
     """From the highest score down, each object takes the nearest target within `near` that no other has taken.
 
     Args:
@@ -145,6 +147,7 @@ def hits_of(found: NDArray[np.float64], scores: NDArray[np.float64], targets: ND
         scores: (n,) of them.
         targets: (m, 2) places.
         near: largest distance.
+        read: of the targets, how many lie in a patch that was read.
     """
     right, free = np.zeros(len(found), np.bool_), np.ones(len(targets), np.bool_)
     for index in np.argsort(-scores, kind="stable").tolist():
@@ -152,11 +155,13 @@ def hits_of(found: NDArray[np.float64], scores: NDArray[np.float64], targets: ND
         if len(distance) and distance.min() <= near:
             free[distance.argmin()] = False
             right[index] = True
-    return Hits(scores=scores, right=right, targets=len(targets))
+    return Hits(scores=scores, right=right, targets=len(targets), read=read)
 
 
 def object_metrics(hits: Sequence[Hits], threshold: float) -> dict[str, float]:
-    """Of objects: `precision`, `recall` and `f1` of those at or above `threshold`, and `average_precision` of all that were reported."""
+    """Of objects: `precision`, `recall` and `f1` of those at or above `threshold`, `average_precision` of all that were reported, and
+    `read`: the share of targets that lie in a patch that was read.
+    """
     scores, right = np.concatenate([one.scores for one in hits]), np.concatenate([one.right for one in hits])
     targets = sum(one.targets for one in hits)
     taken = scores >= threshold
@@ -166,6 +171,7 @@ def object_metrics(hits: Sequence[Hits], threshold: float) -> dict[str, float]:
         "f1": 2 * found / (reported + targets) if reported + targets else math.nan,
         "precision": found / reported if reported else math.nan,
         "recall": found / targets if targets else math.nan,
+        "read": sum(one.read for one in hits) / targets if targets else math.nan,
     }
 
 

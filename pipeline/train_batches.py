@@ -84,6 +84,9 @@ class Loader:
         example, window, turn = self.examples[piece.example], piece.window, piece.change.turn
         with self.shelf.borrow(example.path) as image:
             stored, valid = read_window(image, example.frame, window, example.channels, self.palette.spec.fill)
+        if example.within is not None:
+            valid &= example.within.read(example.grid, window) != IGNORED
+            stored[~valid] = self.palette.spec.fill
         pixels = turned(self.palette.recolored(stored.astype(np.float32), valid, piece.change), turn)
         if example.pixels is None:
             return pixels, None

@@ -46,13 +46,13 @@ AIMS: Mapping[Task, Aim] = {
     "detect": Aim(
         models=("patchdrivenet",),
         labels=("objects", "pixels"),
-        besides=("targets",),
-        metrics=("average_precision", "f1", "precision", "recall"),
+        besides=("targets", "within"),
+        metrics=("average_precision", "f1", "precision", "recall", "read"),
     ),
     "segment": Aim(
         models=("segmenter", "patchdrivenet"),
         labels=("pixels",),
-        besides=("classes", "values", "rest"),
+        besides=("classes", "values", "rest", "within"),
         metrics=("mean_iou", "accuracy", "balanced_accuracy"),
     ),
 }
@@ -95,6 +95,8 @@ class Labels:
     """Labels of the objects that are to be found; empty: all."""
     values: tuple[int, ...] = ()
     """Of masks: the value of each of `classes`; empty: 0, 1, 2 and so on. Pixels of other values are not asked for."""
+    within: str | None = None
+    """Where everything is labelled: GeoJSON of polygons, a file for each image; what lies outside is never shown. None: everywhere."""
     rest: str | None = None
     """Of polygons: the class of pixels that lie in none; None: they are not asked for."""
 
@@ -239,7 +241,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         aim = AIMS[self.task]
-        given = [name for name in ("images", "objects", "pixels", "classes", "targets", "values", "rest") if getattr(self.labels, name)]
+        given = [
+            name for name in ("images", "objects", "pixels", "classes", "targets", "values", "within", "rest") if getattr(self.labels, name)
+        ]
         asked = [name for name in given if name in aim.labels]
         needed = " or ".join(f"labels.{name}" for name in aim.labels)
         if len(asked) != 1:

@@ -19,7 +19,7 @@ from patchdrive.pipeline.reads import ReadFrame, read_frame
 from patchdrive.pipeline.settings import RunSettings
 from patchdrive.pipeline.train_config import TrainConfig
 from patchdrive.pipeline.train_labels import ObjectLabels, Things, read_image_labels
-from patchdrive.pipeline.train_masks import ClassNames, PixelLabels, pixel_labels, spots, things_of_mask
+from patchdrive.pipeline.train_masks import ClassNames, PixelLabels, PolygonLabels, labelled_area, pixel_labels, spots, things_of_mask
 from patchdrive.pipeline.train_pieces import Ground
 from patchdrive.pipeline.train_read import Shelf
 from patchdrive.pipeline.train_sources import Names
@@ -58,6 +58,8 @@ class Example:
     """Its class; None: nobody says."""
     pixels: PixelLabels | None = None
     """The class of each pixel."""
+    within: PolygonLabels | None = None
+    """Where everything is labelled; None: everywhere."""
     ground: Ground
     """Where pieces are drawn."""
 
@@ -70,13 +72,14 @@ class Example:
             bottom=end,
             width=ground.width,
             targets=tuple(_between(held, first, end) for held in ground.targets),
-            worth=worth if worth is not None and len(worth) else None,
+            worth=worth if worth is not None and (len(worth) or ground.only) else None,
+            only=ground.only,
         )
         return dataclasses.replace(self, ground=part)
 
     def told(self) -> bytes:
         """All that decides what is learned of it, wherever it lies."""
-        pixels = None if self.pixels is None else self.pixels.digest
+        pixels = [None if one is None else one.digest for one in (self.pixels, self.within)]
         ground = self.ground.worth
         held = (self.path.name, self.identity, self.label, pixels, self.ground.top, self.ground.bottom, self.grid)
         return repr(held).encode() + b"|".join(b"" if one is None else one.tobytes() for one in (self.targets, self.sizes, ground))
@@ -175,7 +178,8 @@ class Surveyor:
                 f"sources: {path} has {seen:.3g} pixels of the model's glance, and an image that is classified is seen whole, up to "
                 f"{MOST_SEEN:.3g}; give a larger model.glance_downsample than {self.glance_downsample}, or a coarser model.pixel_size"
             )
-        things, scale = self._things(path, image), (grid.downsample_y, grid.downsample_x)
+        within = None if config.labels.within is None else labelled_area(config.folder / config.labels.within, path, image)
+        things, scale = self._things(path, image, within), (grid.downsample_y, grid.downsample_x)
         targets = None if things is None else things.yx / scale
         pixels = None
         kinds: tuple[NDArray[np.float64], ...] = () if targets is None else (targets,)
@@ -184,6 +188,7 @@ class Surveyor:
             naming = ClassNames(classes=self.known.classes, values=config.labels.values, rest=config.labels.rest)
             pixels = pixel_labels(config.folder / config.labels.pixels, path, image, naming, self.masks)
             kinds = spots(pixels, image, len(self.known.classes), grid)
+            kinds = kinds if within is None else tuple(kind[within.hold(kind * scale)] for kind in kinds)
             if not any(len(kind) for kind in kinds):
                 raise SettingsError(
                     f"labels.pixels gives no pixel of {path} a class of {list(self.known.classes)}; leave it out of sources"
@@ -198,7 +203,15 @@ class Surveyor:
             sizes=None if things is None or not config.model.get("boxes") else self._sizes(path, things) / scale,
             label=self.known.classes.index(self.known.images[path]) if self.known.images else None,
             pixels=pixels,
-            ground=Ground(top=0, bottom=grid.height, width=grid.width, targets=kinds, worth=self._worth(image, grid, kinds)),
+            within=within,
+            ground=Ground(
+                top=0,
+                bottom=grid.height,
+                width=grid.width,
+                targets=kinds,
+                worth=self._worth(image, grid, kinds) if within is None else spots(within, image, 1, grid)[0],
+                only=within is not None,
+            ),
         )
 
     @property
@@ -206,7 +219,7 @@ class Surveyor:
         sources = self.config.sources
         return RunSettings(mpp_override=sources.mpp_override, upsample=sources.upsample, saliency=self.config.pieces.saliency)
 
-    def _things(self, path: Path, image: Image) -> Things | None:
+    def _things(self, path: Path, image: Image, within: PolygonLabels | None) -> Things | None:
         """The targets inside an image; None where nobody is asked for them."""
         config = self.config
         if self.known.objects is not None:
@@ -226,7 +239,8 @@ class Surveyor:
         if not there.all():
             count = int((~there).sum())
             self.say(f"patchdrive: {count} of {len(wanted)} objects of {path} lie outside of it, and are left out")
-        return wanted.at(there)
+        wanted = wanted.at(there)
+        return wanted if within is None else wanted.at(within.hold(wanted.yx))
 
     @staticmethod
     def _sizes(path: Path, things: Things) -> NDArray[np.float64]:
@@ -269,8 +283,12 @@ def hold_out(examples: Sequence[Example], config: TrainConfig) -> tuple[tuple[Ex
         cuts = [round(example.grid.height * (1 - share)) for example in examples]
         if min(cuts) < 1 or any(cut >= example.grid.height for cut, example in zip(cuts, examples, strict=True)):
             raise SettingsError(f"validation.share = {share:g} leaves no row of an image to one side; give it another share")
-        upper = tuple(example.rows(0, cut) for example, cut in zip(examples, cuts, strict=True))
-        return upper, tuple(example.rows(cut, example.grid.height) for example, cut in zip(examples, cuts, strict=True))
+        upper = (example.rows(0, cut) for example, cut in zip(examples, cuts, strict=True))
+        lower = (example.rows(cut, example.grid.height) for example, cut in zip(examples, cuts, strict=True))
+        parts = [tuple(one for one in part if one.ground.worth is None or len(one.ground.worth)) for part in (upper, lower)]
+        if not all(parts):
+            raise SettingsError("labels.within leaves nothing to one side of validation.share; give it another share")
+        return parts[0], parts[1]
     if len(examples) < 2:
         raise SettingsError(
             'validation.by = "image" holds out images, and there is one; give validation.by = "area", sources.validation, or '

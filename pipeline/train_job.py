@@ -106,7 +106,7 @@ def train_from(config: TrainConfig, *, say: Callable[[str], None], watcher: Watc
         job = _Job(config, setup, say)
         job.resume()
         watcher.began(config.training.steps, config.training.steps - job.training.step)
-        if not job.ended:
+        if not job.ended and not watcher.wants_stop():
             left = range(job.training.step, config.training.steps)
             with closing(ahead(setup.batch, left, workers=setup.workers)) as batches:
                 for batch in batches:

@@ -27,6 +27,7 @@ from patchdrive.readers import Image, Level, Window
 from patchdrive.readers.errors import SettingsError
 
 _PLACES = ("{}_mask.png", "{}_mask.tif", "{}_mask.tiff", "{}.geojson", "{}.geojson.gz", "{}.json", "{}.png", "{}.tif", "{}.tiff")
+_AREAS = ("{}.geojson", "{}.geojson.gz", "{}.json")
 _POLYGONS = (".geojson", ".json", ".gz")
 _UNEQUAL = 0.02
 """Relative difference of aspect up to which a mask is taken to cover the image: sizes are rounded."""
@@ -126,6 +127,12 @@ class PolygonLabels:
         painted = rasterize(shapes, out_shape=shape, transform=frame, fill=self.rest, dtype=np.uint8)
         return np.asarray(painted)
 
+    def hold(self, yx: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n,) which of the level-0 places (n, 2) lie in a polygon."""
+        held = np.zeros(len(yx), np.bool_)
+        held[self._tree.query(shapely.points(yx[:, ::-1]), predicate="intersects")[0]] = True
+        return held
+
     @property
     def digest(self) -> str:
         """See `PixelLabels.digest`."""
@@ -155,6 +162,20 @@ def pixel_labels(where: Path, path: Path, image: Image, naming: ClassNames, shel
     return MaskLabels(path=file, base=image.levels[0], values=naming.values or tuple(range(len(naming.classes))), shelf=shelf)
 
 
+def labelled_area(where: Path, path: Path, image: Image) -> PolygonLabels:
+    """Where everything is labelled in one image: class 0 there, 255 elsewhere.
+
+    Raises:
+        SettingsError: there is no such file, it cannot be read, does not fit the image, or holds no polygon on it.
+    """
+    file = label_file(where, path, _AREAS, "labels.within")
+    shapes, _ = _shapes(file, image, "labels.within")
+    base = image.levels[0]
+    if not shapely.union_all(shapes).intersects(shapely.box(0, 0, base.width, base.height)):
+        raise SettingsError(f"labels.within {file}: none of its polygons lies on {image.source}")
+    return PolygonLabels(polygons=tuple(shapes), classes=(0,) * len(shapes), rest=IGNORED)
+
+
 def _require_mask(file: Path, image: Image, shelf: Shelf) -> None:
     """Refuse what is no mask of the image."""
     with shelf.borrow(file) as mask:
@@ -173,19 +194,25 @@ def _require_mask(file: Path, image: Image, shelf: Shelf) -> None:
 
 
 def _polygons(file: Path, image: Image, naming: ClassNames) -> PolygonLabels:
-    held = read_features(file, option="labels.pixels")
+    shapes, said = _shapes(file, image, "labels.pixels")
+    known = {name: index for index, name in enumerate(naming.classes)}
+    rest = IGNORED if naming.rest is None else known[naming.rest]
+    return PolygonLabels(polygons=tuple(shapes), classes=tuple(known.get(name, IGNORED) for name in said), rest=rest)
+
+
+def _shapes(file: Path, image: Image, field: str) -> tuple[list[Any], list[str]]:
+    """The polygons of a file, level-0 pixels, and what each is called."""
+    held = read_features(file, option=field)
     kept = [feature for feature in held.features if feature.geometry["type"] in {"Polygon", "MultiPolygon"}]
     try:
         shapes = [shapely.geometry.shape(geometry) for geometry in brought([one.geometry for one in kept], held.crs, image)]
     except (CRSError, TypeError, ValueError, IndexError) as error:
         unit = unit_of(held.crs, image)
-        raise SettingsError(f"labels.pixels {file} does not fit {image.source}: {error}; it is taken to be in {unit}") from error
+        raise SettingsError(f"{field} {file} does not fit {image.source}: {error}; it is taken to be in {unit}") from error
     if image.transform is not None:
         a, b, c, d, e, f = list(~image.transform)[:6]
         shapes = [shapely.affinity.affine_transform(shape, [a, b, d, e, c, f]) for shape in shapes]
-    known = {name: index for index, name in enumerate(naming.classes)}
-    rest = IGNORED if naming.rest is None else known[naming.rest]
-    return PolygonLabels(polygons=tuple(shapes), classes=tuple(known.get(label_of(one), IGNORED) for one in kept), rest=rest)
+    return shapes, [label_of(one) for one in kept]
 
 
 def spots(labels: PixelLabels, image: Image, classes: int, grid: Level) -> tuple[NDArray[np.float64], ...]:

@@ -32,6 +32,8 @@ class Ground:
     """Per kind of target (n, 2): places that a piece may be drawn around."""
     worth: NDArray[np.float64] | None = None
     """(n, 2) places worth looking at where there is no target; None: all of it."""
+    only: bool = False
+    """Nothing is known of what is far from `worth` and from targets."""
 
     @property
     def window(self) -> Window:
@@ -187,7 +189,8 @@ def judged_pieces(grounds: Sequence[Ground], *, side: int | None, most: int, see
     """
     if side is None:
         return tuple(Piece(example=index, window=ground.window) for index, ground in enumerate(grounds))
-    pieces = [Piece(example=index, window=window) for index, ground in enumerate(grounds) for window in _parts(ground, max(side, _TILE))]
+    parts = [(index, window) for index, ground in enumerate(grounds) for window in _parts(ground, max(side, _TILE))]
+    pieces = [Piece(example=index, window=window) for index, window in parts if not grounds[index].only or _known(grounds[index], window)]
     if len(pieces) <= most:
         return tuple(pieces)
     rng = np.random.default_rng([seed, 2])
@@ -196,6 +199,12 @@ def judged_pieces(grounds: Sequence[Ground], *, side: int | None, most: int, see
     wanted = min(len(full), max(most - most // 2, most - len(empty)))
     drawn = np.concatenate([rng.permutation(full)[:wanted], rng.permutation(empty)[: most - wanted]])
     return tuple(pieces[index] for index in np.sort(drawn).tolist())
+
+
+def _known(ground: Ground, window: Window) -> bool:
+    """Whether there is anything in a window that something is known of."""
+    held = ground.targets if ground.worth is None else (*ground.targets, ground.worth)
+    return any(bool(inside(places, window).any()) for places in held)
 
 
 def _parts(ground: Ground, side: int) -> list[Window]:

@@ -18,6 +18,7 @@ from patchdrive.models.heads import Centre
 from patchdrive.models.model import PatchDrive, patchdrivenet
 from patchdrive.models.segmenter import IGNORED, Segmenter, SegmenterConfig, save_segmenter, segmentation_loss
 from patchdrive.models.step import LossWeights
+from patchdrive.models.types import Selection
 from patchdrive.models.weights import save_patchdrivenet
 from patchdrive.pipeline.metrics import Hits, class_metrics, hits_of, object_metrics, pixel_metrics
 from patchdrive.pipeline.train import DriveLearner, Learner, TrainingBatch, TrainSettings
@@ -132,12 +133,14 @@ class Detect:
         head.threshold = min(_FAINT, self.model.config.threshold)
         try:
             with torch.inference_mode():
-                found = self.model(batch.pixels.to(_device(self.model))).objects
+                output = self.model(batch.pixels.to(_device(self.model)))
         finally:
             head.threshold = self.model.config.threshold
+        assert output.attended is not None
+        reads = _reads(output.attended.selection, batch.wanted.targets)
         return [
-            hits_of(one.yx.cpu().double().numpy(), one.score.cpu().double().numpy(), targets.double().numpy(), self.near)
-            for one, targets in zip(found, batch.wanted.targets, strict=True)
+            hits_of(one.yx.cpu().double().numpy(), one.score.cpu().double().numpy(), targets.double().numpy(), near=self.near, read=read)
+            for one, targets, read in zip(output.objects, batch.wanted.targets, reads, strict=True)
         ]
 
     def metrics(self, judged: Sequence[Hits]) -> Mapping[str, float]:
@@ -223,6 +226,15 @@ class NamePixels:
 
     def _logits(self, batch: TrainingBatch) -> Tensor:
         return self.model.logits(self.model.spec.standardise(batch.pixels.to(_device(self.model))))
+
+
+def _reads(selection: Selection, targets: Sequence[Tensor]) -> list[int]:
+    """Per image, how many of its targets (n, 2) lie in a patch."""
+    counts = []
+    for yx, side, valid, places in zip(selection.yx.cpu(), selection.side.cpu(), selection.valid.cpu(), targets, strict=True):
+        apart = (places[:, None] - yx[valid][None]).abs().amax(dim=2)
+        counts.append(int((apart <= side[valid] / 2).any(dim=1).sum()))
+    return counts
 
 
 def _confusion(given: Tensor, batch: TrainingBatch, classes: int) -> list[NDArray[np.int64]]:

@@ -70,7 +70,7 @@ def test_classes():
 
 def test_each_target_is_found_once():
     found = np.array([[10.0, 10.0], [11.0, 10.0], [50.0, 50.0], [12.0, 10.0]])
-    hits = hits_of(found, np.array([0.5, 0.9, 0.8, 0.1]), np.array([[10.0, 10.0], [14.0, 10.0], [90.0, 90.0]]), near=3.5)
+    hits = hits_of(found, np.array([0.5, 0.9, 0.8, 0.1]), np.array([[10.0, 10.0], [14.0, 10.0], [90.0, 90.0]]), near=3.5, read=2)
     assert hits.right.tolist() == [False, True, False, True]  # the first comes too late
     assert hits.targets == 3
     metrics = object_metrics([hits], threshold=0.4)
@@ -78,14 +78,15 @@ def test_each_target_is_found_once():
     assert metrics["recall"] == pytest.approx(1 / 3)
     assert metrics["f1"] == pytest.approx(1 / 3)
     assert metrics["average_precision"] == pytest.approx((1 + 2 / 4) / 3)
+    assert metrics["read"] == pytest.approx(2 / 3)
 
 
 def test_nothing_found_and_nothing_there():
-    nothing = Hits(scores=np.zeros(0), right=np.zeros(0, np.bool_), targets=0)
+    nothing = Hits(scores=np.zeros(0), right=np.zeros(0, np.bool_), targets=0, read=0)
     assert all(math.isnan(value) for value in object_metrics([nothing], 0.5).values())
-    missed = hits_of(np.zeros((0, 2)), np.zeros(0), np.array([[1.0, 1.0]]), 4.0)
+    missed = hits_of(np.zeros((0, 2)), np.zeros(0), np.array([[1.0, 1.0]]), near=4.0)
     assert object_metrics([missed, nothing], 0.5)["recall"] == 0.0
-    assert hits_of(np.array([[1.0, 1.0]]), np.array([0.5]), np.zeros((0, 2)), 4.0).right.tolist() == [False]
+    assert hits_of(np.array([[1.0, 1.0]]), np.array([0.5]), np.zeros((0, 2)), near=4.0).right.tolist() == [False]
 
 
 def test_pixels():

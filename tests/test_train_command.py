@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from patchdrive.pipeline.checkpoints import Checkpoint, load_checkpoint
 from patchdrive.pipeline.cli import main
 from patchdrive.pipeline.train_config import TrainConfig, read_config
 from patchdrive.pipeline.train_job import Outcome, train_from
+from patchdrive.pipeline.train_pieces import Change, draw_pieces
+from patchdrive.pipeline.train_setup import set_up
 from patchdrive.readers.errors import SettingsError, StoreError
 
 
@@ -396,7 +400,7 @@ def test_points_on_a_large_image(tmp_path):
     discs(tmp_path)
     outcome, _, said = go(read_config(write_config(tmp_path, DETECT)))
     assert outcome.status == "done"
-    assert set(outcome.metrics) == {"average_precision", "f1", "precision", "recall"}
+    assert set(outcome.metrics) == {"average_precision", "f1", "precision", "recall", "read"}
     told = json.loads((tmp_path / "out" / "train.json").read_text())
     named = (tmp_path / "slide.csv").read_text().count("disc")
     assert told["targets"]["train"] == named  # of the image; of its upper part fewer
@@ -405,6 +409,39 @@ def test_points_on_a_large_image(tmp_path):
     model = load_model(f"patchdrivenet:{tmp_path / 'out' / 'weights.safetensors'}")
     assert isinstance(model, PatchDrive)
     assert (model.config.pixel_size, model.config.unit, model.config.target, model.values) == (0.5, "um", "disc", {})
+
+
+def test_only_what_is_labelled_is_shown(tmp_path):
+    """Pieces lie around the area in which everything is labelled, what is beyond it is fill, and objects there are nobody's."""
+    places = discs(tmp_path, side=1536, count=30)
+    area = [[[200, 300], [900, 300], [900, 1100], [200, 1100], [200, 300]]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": area}, "properties": {}}
+    (tmp_path / "areas").mkdir()
+    (tmp_path / "areas" / "slide.geojson").write_text(json.dumps(feature))
+    config = read_config(
+        write_config(tmp_path, DETECT.replace("[model]", 'within = "areas"\n[model]').replace("share = 0.3", "share = 0.5"))
+    )
+    with closing(set_up(config, lambda _: None)) as setup:
+        (upper,), (lower,) = setup.train, setup.held_out
+        inside = ((places > (300, 200)) & (places < (1100, 900))).all(axis=1)
+        assert upper.targets is not None
+        assert len(upper.targets) == inside.sum()
+        assert len(upper.ground.targets[0]) + len(lower.ground.targets[0]) == inside.sum()
+        for step in range(4):
+            pieces = draw_pieces([upper.ground], setup.drawing, step)
+            for piece, pixels in zip(
+                pieces, setup.loaders[0].load([replace(piece, change=Change()) for piece in pieces]).pixels, strict=True
+            ):
+                rows, columns = (2 * (np.arange(128) + at) + 1 for at in (piece.window.y, piece.window.x))  # of level 0
+                known = ((rows > 300) & (rows < 1100))[:, None] & ((columns > 200) & (columns < 900))
+                assert known.any()
+                assert (pixels[:, ~torch.from_numpy(known)] == 255).all()
+                assert (pixels[:, torch.from_numpy(known)] < 245).all()
+        assert all(piece.window.y_end > 384 for piece in setup.pieces)
+    feature["geometry"] = {"type": "Polygon", "coordinates": [[[x + 5000, y] for x, y in area[0]]]}
+    (tmp_path / "areas" / "slide.geojson").write_text(json.dumps(feature))
+    with pytest.raises(SettingsError, match=r"labels.within .*slide.geojson: none of its polygons lies on"):
+        go(config)
 
 
 def test_boxes_have_sizes(tmp_path):
