@@ -34,23 +34,24 @@ class Aim:
     """By name; the first is what early stopping and the choice of the best weights go by where nobody says another."""
 
 
-TERMS: Mapping[str, tuple[str, ...]] = {"patchdrivenet": tuple(term.name for term in dataclasses.fields(LossWeights)), "segmenter": ()}
-"""Of each model's loss, that may be weighed."""
+TERMS = tuple(term.name for term in dataclasses.fields(LossWeights))
+"""Of a driving model's loss."""
+_DRIVING = ("patchdrivenet", "patchdrivenet-modular")
 AIMS: Mapping[Task, Aim] = {
     "classify": Aim(
-        models=("patchdrivenet",),
+        models=_DRIVING,
         labels=("images",),
         besides=("objects", "classes", "targets"),
         metrics=("auroc", "accuracy", "balanced_accuracy", "average_precision"),
     ),
     "detect": Aim(
-        models=("patchdrivenet",),
+        models=_DRIVING,
         labels=("objects", "pixels"),
         besides=("targets", "within"),
         metrics=("average_precision", "f1", "precision", "recall", "read"),
     ),
     "segment": Aim(
-        models=("segmenter", "patchdrivenet"),
+        models=("segmenter", *_DRIVING),
         labels=("pixels",),
         besides=("classes", "values", "rest", "within"),
         metrics=("mean_iou", "accuracy", "balanced_accuracy"),
@@ -255,8 +256,8 @@ class TrainConfig:
             raise SettingsError(f"labels.classes names the classes of pixels, two or more, got {list(self.labels.classes)}")
         if self.model_name not in aim.models:
             raise SettingsError(f'model.name of task = "{self.task}" is {" or ".join(aim.models)}, got {self.model_name!r}')
+        terms = TERMS if self.drives else ()
         for name in self.training.losses:
-            terms = TERMS[self.model_name]
             if name not in terms:
                 raise SettingsError(
                     f"training.losses.{name} is no term of the loss of {self.model_name}; there are {', '.join(terms) or 'none to weigh'}"
@@ -278,6 +279,11 @@ class TrainConfig:
     def model_name(self) -> str:
         """Which is trained."""
         return str(self.model.get("name", AIMS[self.task].models[0]))
+
+    @property
+    def drives(self) -> bool:
+        """Whether that is a PatchDriveNet."""
+        return self.model_name in _DRIVING
 
     @property
     def judged(self) -> bool:
@@ -327,8 +333,9 @@ def _model_fields(config: TrainConfig, where: str) -> Mapping[str, Any]:
     fields = {name: value for name, value in config.model.items() if name != "name"}
     trial: PatchDriveNetConfig | SegmenterConfig
     try:
-        if config.model_name == "patchdrivenet":
+        if config.drives:
             given: dict[str, Any] = {
+                "name": "any",
                 "channels": 3,
                 "seed": config.seed,
                 "embedding": False,

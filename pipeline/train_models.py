@@ -29,9 +29,10 @@ def model_config(
     Raises:
         ModelError: its fields contradict each other.
     """
-    if config.model_name == "segmenter":
+    if not config.drives:
         return _segmenter_config(config, traits, classes, seen)
     usual = PatchDriveNetConfig.for_traits(traits)
+    usual = usual.modular() if config.model_name == "patchdrivenet-modular" else usual
     finds = config.labels.targets[0] if len(config.labels.targets) == 1 else usual.target
     given: dict[str, Any] = {
         "answers": (AnswerSpec(name=ANSWER, classes=tuple(classes)),) if config.task == "classify" else (),
@@ -67,7 +68,7 @@ def _own(config: TrainConfig) -> dict[str, Any]:
 
 def measures_brightness(config: TrainConfig, traits: ImageTraits) -> bool:
     """Whether mean and standard deviation are measured: for a driving model neither of bytes nor where somebody says them."""
-    return config.model_name == "segmenter" or (traits.dtype != "uint8" and not {"mean", "std"} & config.model.keys())
+    return not config.drives or (traits.dtype != "uint8" and not {"mean", "std"} & config.model.keys())
 
 
 def pixel_spec(held: PatchDriveNetConfig | SegmenterConfig) -> ModelSpec:

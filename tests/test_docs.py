@@ -271,7 +271,7 @@ def test_training_configs_parse(tmp_path):
 def test_every_field_of_a_training_config_is_explained():
     tables = (TrainConfig, Sources, Labels, Pieces, Augment, Course, Validation)
     assert not missing("train.md", [field.name for table in tables for field in dataclasses.fields(table) if field.name not in TABLES])
-    assert not missing("train.md", [*(name for aim in AIMS.values() for name in aim.metrics), *TERMS["patchdrivenet"]])
+    assert not missing("train.md", [*(name for aim in AIMS.values() for name in aim.metrics), *TERMS])
 
 
 TABLES = {"path", "sources", "labels", "model", "pieces", "augment", "training", "validation"}

@@ -539,7 +539,7 @@ def test_masks_for_a_patchdrivenet(tmp_path):
     """Its map has a pixel for each of its glance."""
     shades(tmp_path)
     text = SEGMENT.replace(
-        'width = 8\ndilations = [1, 2]\noutput = "shade"', 'name = "patchdrivenet"\nwidth = 16\nglance_downsample = 2\npatch_size = 32'
+        'width = 8\ndilations = [1, 2]\noutput = "shade"', 'name = "patchdrivenet-modular"\nwidth = 16\nglance_downsample = 2'
     )
     outcome, _, _ = go(
         read_config(write_config(tmp_path, text.replace("steps = 30", "steps = 80\nmax_patches = 2").replace("side = 32", "side = 48")))
@@ -548,5 +548,6 @@ def test_masks_for_a_patchdrivenet(tmp_path):
     model = load_model(f"patchdrivenet:{tmp_path / 'out' / 'weights.safetensors'}")
     assert isinstance(model, PatchDrive)
     assert (model.config.segments, model.config.target, model.config.channels) == (("light", "dark"), "", 1)
+    assert (model.config.name, model.config.mixer, model.config.patch_size) == ("patchdrivenet-modular", "neighbours", 32)
     assert model.config.mean == pytest.approx(2000 / 65535, rel=0.3)
     assert model.config.scale == 1 / 65535

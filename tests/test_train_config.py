@@ -104,7 +104,10 @@ def test_all_of_it(tmp_path):
         (("[labels]", "[model]\nwidth = 30\n[labels]"), "train.toml: model: width is a positive multiple of 8, got 30"),
         (("[labels]", "[model]\nclasses = ['a']\n[labels]"), "model.classes is no field there"),
         (("[labels]", "[model]\npixel_size = 0.5\n[labels]"), "pixel_size and unit are given together"),
-        (("[labels]", "[model]\nname = 'segmenter'\n[labels]"), "model.name of task = .detect. is patchdrivenet, got 'segmenter'"),
+        (
+            ("[labels]", "[model]\nname = 'segmenter'\n[labels]"),
+            "model.name of task = .detect. is patchdrivenet or patchdrivenet-modular, got 'segmenter'",
+        ),
         (("[labels]", "[model]\ndriver = 'taxi'\n[labels]"), "model: driver is one of saliency, grid"),
         (("[labels]", "[model]\nunit = 'mm'\n[labels]"), """model.unit is "um" or "ground", got 'mm'"""),
         (("[labels]", "[labels"), "is no TOML"),
