@@ -191,21 +191,27 @@ class ResultStore:
         write_map(self.path, thumbnail, view.frame(level).coarser(cell), view.thumbnail.transpose(2, 0, 1), self._journal)
 
     def put_outcome(self, outcome: Outcome, view: View) -> None:
-        """What a drive returned: fused maps, things found, answers about the whole image."""
+        """What a drive returned: fused maps, things found, what is known of each patch, answers about the whole image.
+
+        Of several processes each has it, and the same: one at a time puts it, and nobody once the store is finished.
+        """
+        with self._journal.door():
+            if self.report is None:
+                self._put_outcome(outcome, view)
+
+    def _put_outcome(self, outcome: Outcome, view: View) -> None:
         for fused in outcome.maps:
             self.put_map(fused.output, fused.values, fused.valid, view.frame(fused.grid))
         for name, found in outcome.objects.items():
             tables.create_objects(self.path / "tables" / f"{self._spec.name}_{name}", found, self._journal)
-        for column, rounds in outcome.columns.items():
-            for round_, values in zip(self._rounds, rounds, strict=True):
-                for name in self._spec.tables:
-                    tables.add_column(self._table(name, round_.index), column, values, self._journal)
+        for index, round_ in enumerate(self._rounds):
+            columns = {name: rounds[index] for name, rounds in outcome.columns.items()}
+            for name in self._spec.tables:
+                tables.add_columns(self._table(name, round_.index), columns, self._journal)
         if outcome.embedding is not None:
             tables.create_vector(self.path / "tables" / f"{self._spec.name}_image", outcome.embedding, self._journal)
-        if outcome.audit is not None:
-            self._tell({"audit": dict(outcome.audit)})
-        if outcome.answers:
-            self._tell({"answers": {name: dict(classes) for name, classes in outcome.answers.items()}})
+        told = {"audit": outcome.audit, "answers": outcome.answers}
+        self._tell({name: said for name, said in told.items() if said})
 
     def _tell(self, said: Mapping[str, Any]) -> None:
         """Add to the attributes of the root."""

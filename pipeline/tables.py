@@ -118,12 +118,13 @@ def create_objects(path: Path, found: FoundObjects, journal: Journal) -> None:
     ensure_filled(path / "X", scores[:, None], journal, attributes=_ARRAY)
 
 
-def add_column(path: Path, name: str, values: NDArray[Any], journal: Journal) -> None:
-    """One more column of a table's obs, (rows,); added again it is the same."""
+def add_columns(path: Path, columns: Mapping[str, NDArray[Any]], journal: Journal) -> None:
+    """More columns of a table's obs, (rows,) each, all told of at once; added again they are the same."""
+    for name, values in columns.items():
+        ensure_filled(path / "obs" / name, values, journal, attributes=_ARRAY)
     attributes = json.loads((path / "obs" / "zarr.json").read_text())["attributes"]
-    order = [column for column in attributes["column-order"] if column != name]
-    ensure_filled(path / "obs" / name, values, journal, attributes=_ARRAY)
-    ensure_group(path / "obs", {**attributes, "column-order": [*order, name]}, journal)
+    order = attributes["column-order"]
+    ensure_group(path / "obs", {**attributes, "column-order": [*order, *(name for name in columns if name not in order)]}, journal)
 
 
 def create_vector(path: Path, vector: NDArray[np.float32], journal: Journal) -> None:
